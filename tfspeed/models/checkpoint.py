@@ -1,0 +1,106 @@
+"""What every loader of decoder weights gives: a config, and tensors under one set of names.
+
+Names (kernels are `[in, out]`, as Keras has them; `i` counts layers):
+    embedding.weight `[vocabulary, hidden]`, position_embedding.weight, final_norm.scale|bias,
+    head.kernel|bias, and for each layer `blocks.i.`: attention_norm, mlp_norm,
+    attention_post_norm, mlp_post_norm, query_norm, key_norm `.scale|bias`;
+    query_key_value `.kernel|bias`, or query, key and value apart; out; gate_up, or gate and up
+    apart; up (not gated); down.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+from tfspeed.models.config import DecoderConfig
+from tfspeed.models.decoder import Decoder
+
+_FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Weights on their way from a file into a `Decoder`.
+
+    `tensors` maps a name to a function that reads the tensor, so that only one is held twice.
+    """
+
+    config: DecoderConfig
+    tensors: Mapping[str, Callable[[], np.ndarray]]
+    name: str
+    tokenizer: object = None
+    source: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def named_variables(decoder: Decoder) -> dict:
+    """Every variable of a decoder under its checkpoint name."""
+    found = {"embedding.weight": decoder.embedding.embeddings}
+    if decoder.config.positions == "learned":
+        found["position_embedding.weight"] = decoder.position_embedding.embeddings
+
+    def add(prefix, layer):
+        if layer is None:
+            return
+        for part in ("kernel", "scale", "bias"):
+            if getattr(layer, part, None) is not None:
+                found[f"{prefix}.{part}"] = getattr(layer, part)
+
+    add("final_norm", decoder.final_norm)
+    add("head", decoder.head)
+    for i, block in enumerate(decoder.blocks):
+        at = f"blocks.{i}."
+        for name in ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm"):
+            add(at + name, getattr(block, name))
+        add(at + "query_key_value", block.attention.query_key_value)
+        add(at + "query_norm", getattr(block.attention, "query_norm", None))
+        add(at + "key_norm", getattr(block.attention, "key_norm", None))
+        add(at + "out", block.attention.out)
+        add(at + block.mlp.up.name, block.mlp.up)
+        add(at + "down", block.mlp.down)
+    return found
+
+
+def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
+    """Makes a decoder and fills it. Every tensor must be there and have its shape."""
+    decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
+    unused = set(checkpoint.tensors)
+    for name, variable in named_variables(decoder).items():
+        sources = _sources(name, checkpoint.tensors)
+        unused -= set(sources)
+        arrays = [_read(checkpoint, source) for source in sources]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+        if array.shape != tuple(variable.shape):
+            raise TfspeedError(
+                f"Tensor {name} of {checkpoint.name} disagrees with the config.",
+                expected_shape=tuple(variable.shape), shape=array.shape,
+                hint="The file is damaged, or its metadata belongs to another model.")
+        variable.assign(array)
+    if unused:
+        raise TfspeedError(
+            f"{checkpoint.name} holds tensors that its config has no place for.",
+            tensors=sorted(unused)[:6],
+            hint="Running without them would give wrong answers; the config must match.")
+    return decoder
+
+
+def _sources(name: str, tensors) -> list[str]:
+    """The tensors that fill a variable: itself, or the parts of a fused one."""
+    if name in tensors:
+        return [name]
+    prefix, layer, part = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
+    parts = [f"{prefix}.{source}.{part}" for source in _FUSED.get(layer, ())]
+    missing = [p for p in parts if p not in tensors] if parts else [name]
+    if missing:
+        raise TfspeedError("A tensor that the config asks for is missing from the checkpoint.",
+                           missing=missing, hint="The file is incomplete, or not of this family.")
+    return parts
+
+
+def _read(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    array = np.asarray(checkpoint.tensors[name]())
+    if array.ndim == 0:
+        raise TfspeedError(f"Tensor {name} of {checkpoint.name} is a scalar.", shape=array.shape)
+    return array

@@ -1,0 +1,159 @@
+"""The shape of a decoder-only transformer: everything in which the families differ, as data."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+NORMS = ("rms", "layer")
+POSITIONS = ("rope", "learned", "alibi", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (RoFormer, arXiv:2104.09864) and the ways of stretching them.
+
+    `factors` divide the inverse frequencies one by one: Llama 3's scaling and Phi-3's LongRoPE
+    both come down to it. `long_factors` take over in a forward pass whose last position reaches
+    `original_context` (LongRoPE, arXiv:2402.13753). `attention_factor` multiplies cos and sin.
+    """
+
+    theta: float = 10_000.0
+    factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    original_context: int = 0
+    attention_factor: float = 1.0
+
+    def inverse_frequencies(self, rotary_dim: int, long: bool = False) -> np.ndarray:
+        """Returns radians per position, float32 `[rotary_dim / 2]`."""
+        exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+        frequencies = 1.0 / self.theta**exponents
+        factors = self.long_factors if long else self.factors
+        if factors:
+            frequencies = frequencies / np.asarray(factors, dtype=np.float64)
+        return frequencies.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """One `Decoder`. Sizes are counts; `sliding_window`, `rope` and friends are per layer where
+    a family mixes layers: a tuple with one entry a layer.
+
+    `attention_scale` multiplies query·key (default 1/sqrt(head_dim)); `parallel_residual` feeds
+    attention and MLP the same input; `shared_norm` lets them share one norm as well.
+    """
+
+    vocabulary_size: int
+    num_layers: int
+    hidden_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    context_length: int
+    family: str = "llama"
+    norm: str = "rms"
+    norm_epsilon: float = 1e-5
+    activation: str = "silu"
+    gated_mlp: bool = True
+    positions: str = "rope"
+    rope: RopeConfig = RopeConfig()
+    local_rope: RopeConfig | None = None
+    rope_fraction: float = 1.0
+    rope_layers: tuple[bool, ...] = ()
+    sliding_window: int = 0
+    sliding_layers: tuple[bool, ...] = ()
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    tied_embeddings: bool = True
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+
+    def __post_init__(self):
+        sizes = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "num_kv_heads",
+                 "head_dim", "mlp_dim", "context_length")
+        for name in sizes:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise TfspeedError(f"A decoder's {name} must be a positive integer.",
+                                   **{name: value})
+        if self.num_layers > 10_000:
+            raise TfspeedError("A decoder has at most 10000 layers.", num_layers=self.num_layers)
+        if self.num_heads % self.num_kv_heads:
+            raise TfspeedError("num_heads must be a multiple of num_kv_heads.",
+                               num_heads=self.num_heads, num_kv_heads=self.num_kv_heads)
+        for name, allowed in (("norm", NORMS), ("activation", ACTIVATIONS),
+                              ("positions", POSITIONS)):
+            if getattr(self, name) not in allowed:
+                raise TfspeedError(f"{name} must be one of {', '.join(allowed)}.",
+                                   **{name: getattr(self, name)})
+        if self.positions == "rope" and (self.rotary_dim < 2 or self.rotary_dim % 2):
+            raise TfspeedError("The rotated part of a head must be even and at least 2 wide.",
+                               head_dim=self.head_dim, rope_fraction=self.rope_fraction)
+        for name in ("norm_epsilon", "rope_fraction", "embedding_scale", "attention_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise TfspeedError(f"{name} must be finite.", **{name: getattr(self, name)})
+        if not math.isfinite(self.rope.theta) or self.rope.theta <= 0:
+            raise TfspeedError("RoPE's theta must be positive.", theta=self.rope.theta)
+        for name in ("rope_layers", "sliding_layers"):
+            flags = getattr(self, name)
+            if flags and len(flags) != self.num_layers:
+                raise TfspeedError(f"{name} needs one entry a layer.", num_layers=self.num_layers,
+                                   **{name: flags})
+        for rope in (self.rope, self.local_rope or self.rope):
+            for factors in (rope.factors, rope.long_factors):
+                if factors and len(factors) != self.rotary_dim // 2:
+                    raise TfspeedError("RoPE needs one factor for each pair of rotated channels.",
+                                       factors=len(factors), pairs=self.rotary_dim // 2)
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def qkv_dim(self) -> int:
+        """Width of the fused query, key and value projection."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def query_scale(self) -> float:
+        return self.attention_scale or self.head_dim**-0.5
+
+    def window(self, layer: int) -> int:
+        """Sliding window of a layer in tokens; 0 means that it sees everything."""
+        if not self.sliding_window or (self.sliding_layers and not self.sliding_layers[layer]):
+            return 0
+        return self.sliding_window
+
+    def layer_rope(self, layer: int) -> RopeConfig | None:
+        """The rotation that a layer applies, None where it applies none."""
+        if self.positions != "rope" or (self.rope_layers and not self.rope_layers[layer]):
+            return None
+        return self.local_rope if self.local_rope and self.window(layer) else self.rope
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DecoderConfig":
+        """Rebuilds what `to_dict` wrote, also after a trip through JSON (lists for tuples)."""
+        def tupled(value):
+            return tuple(value) if isinstance(value, list) else value
+
+        values = {k: tupled(v) for k, v in values.items()}
+        for name in ("rope", "local_rope"):
+            if isinstance(values.get(name), dict):
+                rope = {k: tupled(v) for k, v in values[name].items()}
+                values[name] = RopeConfig(**rope)
+        return cls(**values)

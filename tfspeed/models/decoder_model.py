@@ -1,0 +1,42 @@
+"""A `Decoder` as a `LanguageModel`: the state is its KV cache."""
+
+import tensorflow as tf
+
+from tfspeed.models.checkpoint import Checkpoint, build_decoder
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.language_model import LanguageModel, variable_bytes
+
+
+class DecoderModel(LanguageModel):
+    """See `LanguageModel`; `keras_model` is a `Decoder`, `config` its `DecoderConfig`."""
+
+    def __init__(self, name: str, decoder: Decoder, tokenizer=None, source=None, notes=()):
+        config = decoder.config
+        super().__init__(name, decoder, config.vocabulary_size, config.context_length,
+                         tokenizer, source, notes)
+        self.config = config
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32") -> "DecoderModel":
+        return cls(checkpoint.name, build_decoder(checkpoint, dtype), checkpoint.tokenizer,
+                   checkpoint.source, checkpoint.notes)
+
+    def initial_state(self, batch, capacity):
+        return self.keras_model.initial_state(batch, capacity)
+
+    def prefill(self, tokens, lengths, state):
+        hidden, state = self.keras_model.forward(tokens, lengths, state)
+        return self.keras_model.logits(hidden[:, -1]), state
+
+    def score(self, tokens):
+        return self.keras_model(tokens)
+
+    def step_bytes(self, batch, context):
+        decoder, c = self.keras_model, self.config
+        looked_up = [] if decoder.head is None else [decoder.embedding.embeddings]
+        if c.positions == "learned":
+            looked_up.append(decoder.position_embedding.embeddings)
+        weights = self.weights_bytes - sum(variable_bytes(v) for v in looked_up)
+        itemsize = tf.as_dtype(decoder.compute_dtype).size
+        tokens_seen = sum(min(context, c.window(i) or context) for i in range(c.num_layers))
+        return weights + 2 * batch * tokens_seen * c.num_kv_heads * c.head_dim * itemsize
