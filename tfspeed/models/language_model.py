@@ -44,7 +44,11 @@ class LanguageModel:
         placement: where its functions run.
         notes: what a report must say about it, one sentence each.
         source: the file or folder that it came from, or None.
+        pads: whether `prefill` takes rows padded on the left; if not, the prompts of a batch
+            must have one length.
     """
+
+    pads = True
 
     def __init__(self, name: str, keras_model: keras.Model, vocabulary_size: int,
                  context_length: int, tokenizer=None, source=None, notes=()):

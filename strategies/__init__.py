@@ -1,0 +1,53 @@
+"""The strategies: one technique a file, each from a LanguageModel to a LanguageModel.
+
+    strategy = strategies.create("mirrored")
+    with strategy.scope():
+        model = strategy.apply(tfspeed.load("smollm2-135m"), data=None)
+"""
+
+import importlib
+
+from strategies.base import Composition, Strategy
+from tfspeed.errors import TfspeedError
+
+# Modules are imported only when their strategy is asked for.
+STRATEGIES = {
+    "baseline": "strategies.baseline:Baseline",
+    "mirrored": "strategies.mirrored:Mirrored",
+}
+
+
+def find(name: str) -> type[Strategy]:
+    """The class behind one name."""
+    if name not in STRATEGIES:
+        raise TfspeedError(
+            "--strategy must be one strategy, or several joined by '+'.", strategy=name,
+            hint=f"Known: {', '.join(STRATEGIES)}; `--strategy=list` describes them.")
+    module, _, attribute = STRATEGIES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def create(names: str, options: dict | None = None) -> Strategy:
+    """Makes the strategy (or composition, left to right) that `names` spells: `a` or `a+b`.
+
+    Args:
+        names: as given to `--strategy`.
+        options: an `Options` object by strategy name; defaults where missing.
+    """
+    options = options or {}
+    parts = [name.strip() for name in names.split("+")]
+    for name in parts:
+        if parts.count(name) > 1:
+            raise TfspeedError("A strategy can be named once.", strategy=names)
+    classes = [find(name) for name in parts]
+    made = [cls(options.get(name)) for name, cls in zip(parts, classes, strict=True)]
+    return made[0] if len(made) == 1 else Composition(made)
+
+
+def describe() -> dict[str, str]:
+    """One line about each strategy: the first of its module's docstring."""
+    lines = {}
+    for name in STRATEGIES:
+        module = importlib.import_module(find(name).__module__)
+        lines[name] = (module.__doc__ or "").strip().splitlines()[0]
+    return lines

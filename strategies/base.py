@@ -1,0 +1,65 @@
+"""What a strategy is: a name, a scope, `apply`, and a report of what it did."""
+
+import contextlib
+import dataclasses
+
+from tfspeed.models.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of a strategy that has none."""
+
+
+class Strategy:
+    """One technique. Subclasses set `name` and `Options` and override what they need.
+
+    `Options` is a frozen dataclass; each field has a default and `metadata={"help": …}`, and
+    becomes the flag `--<name>_<field>`.
+    """
+
+    name = ""
+    Options: type = NoOptions
+
+    def __init__(self, options=None):
+        self.options = options if options is not None else self.Options()
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Entered before the model is built."""
+        return contextlib.nullcontext()
+
+    def apply(self, model: LanguageModel, data=None) -> LanguageModel:
+        """Returns the changed model; never edits its argument. Called inside `scope`.
+
+        Args:
+            data: calibration or training text as token ids, for strategies that learn from it.
+        """
+        raise NotImplementedError
+
+    def report(self) -> list[str]:
+        """What was changed, and what was left alone and why, after `apply`."""
+        return []
+
+
+class Composition(Strategy):
+    """Several strategies, applied from left to right inside all of their scopes."""
+
+    def __init__(self, parts: list[Strategy]):
+        super().__init__()
+        self.parts = parts
+        self.name = "+".join(part.name for part in parts)
+
+    @contextlib.contextmanager
+    def scope(self):
+        with contextlib.ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.scope())
+            yield
+
+    def apply(self, model, data=None):
+        for part in self.parts:
+            model = part.apply(model, data)
+        return model
+
+    def report(self):
+        return [f"{part.name}: {line}" for part in self.parts for line in part.report()]

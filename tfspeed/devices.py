@@ -1,0 +1,64 @@
+"""Which devices there are, and how many threads. All of it must be set before TensorFlow starts."""
+
+import os
+
+import tensorflow as tf
+
+from tfspeed.errors import TfspeedError
+
+
+def available_cores() -> int:
+    """Cores that this process may use (a container may grant fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int) -> int:
+    """Limits TensorFlow to `threads` threads an operator; 0 means all cores. Returns the count."""
+    if threads < 0:
+        raise TfspeedError("--threads must be 0 (all cores) or more.", threads=threads)
+    count = threads or available_cores()
+    if tf.config.threading.get_intra_op_parallelism_threads() == count:
+        return count
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError as error:
+        raise TfspeedError("Threads must be set before TensorFlow runs anything.",
+                           threads=threads) from error
+    return count
+
+
+def replica_devices(replicas: int) -> list[str]:
+    """Names of the devices that replicas run on: GPUs, or logical CPU devices without any.
+
+    Args:
+        replicas: how many; 0 means every GPU, or as many CPU devices as cores (at least 2).
+
+    Logical CPU devices share the cores: they show how replicas behave, and raise throughput only
+    where one replica leaves cores idle.
+    """
+    if replicas < 0:
+        raise TfspeedError("The number of replicas must be 0 (all devices) or more.",
+                           replicas=replicas)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if replicas > len(gpus):
+            raise TfspeedError("There are not that many GPUs.", replicas=replicas, gpus=len(gpus))
+        return [f"GPU:{i}" for i in range(replicas or len(gpus))]
+    return logical_cpus(replicas or max(2, available_cores()))
+
+
+def logical_cpus(count: int) -> list[str]:
+    """Splits the CPU into `count` logical devices, `CPU:0`, `CPU:1`, …"""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu) or ()
+    if len(configured) < count:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(count)])
+        except RuntimeError as error:
+            raise TfspeedError(
+                "Replicas on the CPU must be set up before TensorFlow runs anything.",
+                replicas=count, logical_cpus=max(1, len(configured))) from error
+    return [f"CPU:{i}" for i in range(count)]

