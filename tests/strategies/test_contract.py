@@ -1,0 +1,110 @@
+"""The contract of every strategy: it leaves its argument alone, composes, and says what it did.
+
+A strategy that claims exactness gives the tokens of the float32 reference under every engine.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import strategies
+from strategies.base import Composition, Strategy
+from tests.conftest import tiny_decoder
+from tfspeed.engines import ENGINES, create
+from tfspeed.engines.sampling import Sampling
+
+EXACT = ["baseline", "mirrored"]
+PROMPTS = [[5, 9, 2, 33], [7], list(range(1, 19)), [60, 61], [3, 1, 4, 1, 5]]
+
+
+def generate(model, engine, prompts=PROMPTS, new_tokens=6, sampling=None):
+    return np.stack(list(create(engine, model).generate(prompts, new_tokens, sampling)), axis=1)
+
+
+def applied(name):
+    strategy = strategies.create(name)
+    with strategy.scope():
+        return strategy, strategy.apply(tiny_decoder())
+
+
+@pytest.fixture(params=strategies.STRATEGIES)
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("exact", EXACT)
+def test_exact_strategies_give_the_reference_tokens(exact, engine):
+    _, model = applied(exact)
+    plain = tiny_decoder()
+    for rows in (1, 2, 3, 5):  # fewer than replicas, as many, uneven
+        np.testing.assert_array_equal(generate(model, engine, PROMPTS[:rows]),
+                                      generate(plain, engine, PROMPTS[:rows]))
+
+
+@pytest.mark.parametrize("exact", EXACT)
+def test_sampling_does_not_depend_on_the_placement(exact):
+    sampling = Sampling(temperature=1.5, seed=11)
+    _, model = applied(exact)
+    np.testing.assert_array_equal(generate(model, "graph", sampling=sampling),
+                                  generate(tiny_decoder(), "graph", sampling=sampling))
+
+
+def test_the_argument_is_not_edited(name):
+    strategy = strategies.create(name)
+    with strategy.scope():
+        model = tiny_decoder()
+        before = dict(vars(model)), [v.numpy() for v in model.keras_model.weights]
+        strategy.apply(model)
+    assert vars(model) == before[0]
+    for was, now in zip(before[1], model.keras_model.weights, strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+def test_interface(name):
+    cls = strategies.find(name)
+    assert issubclass(cls, Strategy)
+    assert cls.name == name
+    assert dataclasses.is_dataclass(cls.Options)
+    assert cls.Options.__dataclass_params__.frozen
+    for field in dataclasses.fields(cls.Options):
+        assert field.metadata["help"]
+        assert type(field.default) in (int, float, str, bool)
+    strategy, _ = applied(name)
+    assert all(isinstance(line, str) for line in strategy.report())
+
+
+def test_every_strategy_has_its_line():
+    lines = strategies.describe()
+    assert lines.keys() == strategies.STRATEGIES.keys()
+    assert all(len(line) > 20 for line in lines.values())
+
+
+def test_composition_applies_from_left_to_right():
+    calls = []
+
+    class Recorder(Strategy):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def apply(self, model, data=None):
+            calls.append(self.name)
+            return model
+
+        def report(self):
+            return [f"did {self.name}"]
+
+    composed = Composition([Recorder("a"), Recorder("b")])
+    with composed.scope():
+        composed.apply(tiny_decoder())
+    assert composed.name == "a+b"
+    assert calls == ["a", "b"]
+    assert composed.report() == ["a: did a", "b: did b"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_composition_of_exact_strategies_is_exact(engine):
+    _, model = applied("baseline+mirrored")
+    np.testing.assert_array_equal(generate(model, engine), generate(tiny_decoder(), engine))

@@ -1,0 +1,132 @@
+"""What all scripts share: quiet start, flags made from options, clean errors, exit codes."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from tfspeed.errors import TfspeedError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(run: Callable[[], int | None], doc: str, argv: Sequence[str] | None = None) -> None:
+    """Parses flags, calls `run`, exits: 0, its own code, 2 for a user's mistake, 130 for Ctrl-C.
+
+    Args:
+        doc: the script's docstring, printed by `--help` above the flags.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if _asks_for_help(argv):
+        print(doc.strip(), "\n\nFlags:")
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise TfspeedError("Arguments are flags, --name=value.", argument=rest[1],
+                               hint="See --help.")
+        quiet_tensorflow()
+        code = run()
+    except flags.Error as error:
+        fail(f"{error}. See --help.")
+    except TfspeedError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code or 0)
+
+
+def fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(arg.lstrip("-") in ("help", "h", "helpfull") and arg != arg.lstrip("-")
+               for arg in argv)
+
+
+def define_strategy_options(argv: Sequence[str]) -> None:
+    """Makes the flags of the strategies that `argv` names (of all of them for `--help`), so that
+    only those are imported."""
+    import strategies
+
+    text = "+".join(value for flag, value in _pairs(argv) if flag.lstrip("-") == "strategy")
+    wanted = strategies.STRATEGIES if _asks_for_help(argv) else text.split("+")
+    if any(name in strategies.STRATEGIES for name in wanted):
+        quiet_tensorflow()
+    for name in dict.fromkeys(wanted):
+        if name in strategies.STRATEGIES:
+            define_options(name, strategies.find(name).Options)
+
+
+def _pairs(argv):
+    """(flag, value) of both spellings, `--flag=value` and `--flag value`."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("-"):
+            yield flag, value if equals else following
+
+
+def quiet_tensorflow() -> None:
+    """Imports TensorFlow without the lines about drivers and CPU features that its C++ side
+    writes before its log level takes effect; they are shown if the import fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with captured_stderr() as text:
+        try:
+            import tensorflow  # noqa: F401
+        except Exception:
+            sys.stderr.write(text())
+            raise
+
+
+@contextlib.contextmanager
+def captured_stderr():
+    """Sends file descriptor 2 to a temporary file; yields a function that reads it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        def text() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield text
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def define_options(name: str, options: type) -> None:
+    """Makes a flag `--<name>_<field>` of every field of a frozen dataclass."""
+    makers = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string,
+              bool: flags.DEFINE_bool}
+    for field in dataclasses.fields(options):
+        kind = type(field.default)
+        makers[kind](f"{name}_{field.name}", field.default, field.metadata.get("help", ""),
+                     module_name=sys.argv[0])
+
+
+def make_strategy(names: str):
+    """The strategy that `--strategy` spells, with the options that its flags hold."""
+    import strategies
+
+    options = {}
+    for name in names.split("+"):
+        cls = strategies.find(name).Options
+        options[name] = cls(**{field.name: getattr(flags.FLAGS, f"{name}_{field.name}")
+                               for field in dataclasses.fields(cls)})
+    return strategies.create(names, options)

@@ -1,0 +1,129 @@
+"""The main job, behind `scripts/run.py`: load, wrap, measure beside the baseline, report."""
+
+import os
+from pathlib import Path
+
+import rich.console
+
+import strategies
+from tfspeed import cli
+from tfspeed.devices import set_threads
+from tfspeed.engines import ENGINES
+from tfspeed.engines.sampling import Sampling
+from tfspeed.errors import TfspeedError
+from tfspeed.measure import experiment, report, tensorboard
+from tfspeed.measure.bandwidth import read_bandwidth
+from tfspeed.measure.environment import environment
+from tfspeed.measure.experiment import Candidate, Workload
+from tfspeed.measure.progress import Progress
+
+
+def run(flags) -> int | None:
+    """Does what the flags of `scripts/run.py` say; returns an exit code."""
+    if flags.strategy == "list":
+        for name, line in strategies.describe().items():
+            print(f"{name:<12} {line}")
+        return None
+    # Everything that can be wrong is looked at before anything slow starts.
+    sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.seed)
+    workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
+                        flags.batch, flags.repetitions)
+    if flags.engine not in ENGINES:
+        raise TfspeedError(f"--engine must be one of {', '.join(ENGINES)}.", engine=flags.engine)
+    tensorboard.check_logdir(flags.logdir)
+    check_writable(flags.output)
+    text = read_text(flags.eval_text)
+    threads = set_threads(flags.threads)
+    strategy = cli.make_strategy(flags.strategy)
+
+    bar = Progress()
+    bandwidth = read_bandwidth(threads)
+    candidates: list[Candidate] = []
+    try:
+        prepare_all(candidates, flags, strategy, workload, text, bar)
+        if flags.prompt is not None:
+            answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
+        time_all(candidates, bar)
+        experiment.evaluate(candidates, text, bar)
+    except KeyboardInterrupt:
+        bar.say("Interrupted: the report below holds what was measured so far.")
+        return cli.INTERRUPTED
+    finally:
+        # Also after an error or Ctrl-C: nothing that was measured is lost.
+        write_report(experiment.rows(candidates, threads, bandwidth), flags)
+    return None
+
+
+def explicit(flags, name: str):
+    """A flag's value if the user gave it, else None."""
+    return flags[name].value if flags[name].present else None
+
+
+def prepare_all(candidates, flags, strategy, workload, text, bar) -> None:
+    """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same."""
+    plans = [(strategies.create("baseline"), "float32")]
+    if flags.strategy != "baseline" or flags.dtype != "float32":
+        plans.append((strategy, flags.dtype))
+    for plan, dtype in plans:
+        with bar.task(f"loading and compiling {flags.model}, {plan.name}", None):
+            candidates.append(experiment.prepare(
+                flags.model, plan, flags.engine, workload, text, dtype, candidates))
+
+
+def time_all(candidates, bar) -> None:
+    """The interleaved repetitions, with an estimate once the warm-up round has been timed."""
+    rounds = candidates[0].workload.repetitions
+    seconds: list[float] = []
+    with bar.task("timing", (rounds + 1) * len(candidates)) as advance:
+        for elapsed in experiment.repeat(candidates):
+            advance()
+            seconds.append(elapsed)
+            if len(seconds) == len(candidates) and (estimate := rounds * sum(seconds)) > 60:
+                bar.say(f"Timing will take about {estimate / 60:.1f} minutes.")
+
+
+def answer(engine, prompt: str, new_tokens: int | None, sampling: Sampling) -> None:
+    """Prints the continuation of a prompt as it comes (through the chat template if any)."""
+    tokenizer = engine.model.tokenizer
+    if tokenizer is None:
+        raise TfspeedError("--prompt needs a tokenizer, and this model has none.",
+                           model=engine.model.name)
+    if tokenizer.chat_template:
+        prompt = tokenizer.chat([{"role": "user", "content": prompt}])
+    ids = tokenizer.encode(prompt)
+    room = engine.model.context_length - len(ids)
+    tokens = engine.generate([ids], new_tokens or max(1, min(128, room)), sampling,
+                             tokenizer.eos_ids)
+    for piece in tokenizer.stream(int(token[0]) for token in tokens):
+        print(piece, end="", flush=True)
+    print("\n")
+
+
+def read_text(path: str | None) -> str:
+    """The evaluation text; the project's own where no path is given."""
+    try:
+        return Path(path or experiment.EVAL_TEXT).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TfspeedError("--eval_text must be a readable UTF-8 text file.", eval_text=path,
+                           cause=str(error)) from error
+
+
+def check_writable(path: str) -> None:
+    """Refuses an output file that cannot be written, before hours are spent on its content."""
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TfspeedError("--output must be a file in a writable folder.", output=path)
+
+
+def write_report(rows: list[dict], flags) -> None:
+    """JSON first: the table and TensorBoard are drawn from the same rows."""
+    if not rows:
+        return
+    report.write_json(flags.output, environment(), rows)
+    console = rich.console.Console()
+    for part in report.tables(rows):
+        console.print(part)
+    for row in rows:
+        tensorboard.write_run(flags.logdir, row)
+    console.print(f"Rows: {flags.output}   TensorBoard: tensorboard --logdir {flags.logdir}",
+                  highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,232 @@
+"""Measures models side by side: load, compile, interleaved repetitions, quality, one row each."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from tfspeed.engines import create as create_engine
+from tfspeed.errors import TfspeedError
+from tfspeed.measure import metrics, quality
+from tfspeed.measure.memory import PeakMemory
+from tfspeed.measure.progress import Progress
+from tfspeed.models.language_model import LanguageModel, check_fits
+from tfspeed.models.load import load
+
+EVAL_TEXT = Path(__file__).parents[1] / "data" / "eval_text.txt"
+_DEFAULT_TOKENS = 128
+_WINDOW, _WINDOWS = 256, 16  # 4096 tokens of text: seconds, and ±1 % of perplexity or so
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is timed: `batch` prompts of `prompt_tokens`, `new_tokens` each, greedy, no early stop.
+
+    `prompt_tokens` and `new_tokens` are 128 where None, or less in a model whose context is too
+    short for that.
+    """
+
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    batch: int = 1
+    repetitions: int = 5
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and value < 1:
+                raise TfspeedError(f"--{name} must be at least 1.", **{name: value})
+
+    def fitted(self, model: LanguageModel) -> "Workload":
+        """The workload with its defaults filled in, checked against the model's context."""
+        half = max(1, min(_DEFAULT_TOKENS, model.context_length // 2))
+        fitted = dataclasses.replace(self, prompt_tokens=self.prompt_tokens or half,
+                                     new_tokens=self.new_tokens or half)
+        check_fits(model, fitted.prompt_tokens, fitted.new_tokens)
+        return fitted
+
+
+@dataclasses.dataclass
+class Candidate:
+    """One model made ready by `prepare`, and what has been measured of it so far."""
+
+    strategy: str
+    engine: object
+    workload: Workload
+    prompts: list[list[int]]
+    load_s: float
+    compile_s: float
+    peak_rss_bytes: int
+    runtime_rss_bytes: int
+    notes: list[str]
+    timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
+    tokens: np.ndarray | None = None
+    quality: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.engine.model
+
+
+def prepare(model, strategy, engine: str, workload: Workload, text: str,
+            dtype: str = "float32", others: Sequence[Candidate] = ()) -> Candidate:
+    """Loads a model inside a strategy's scope, applies the strategy, compiles, warms up.
+
+    `peak_rss_bytes` is what a process with this model alone would peak at: the process's memory
+    without the models of `others`, plus the growth while this one was loaded and first run. (All
+    models of a run lie in one process, so a plain maximum would count them all.)
+    """
+    runtime = others[0].runtime_rss_bytes if others else psutil.Process().memory_info().rss
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        with strategy.scope():
+            loaded = strategy.apply(load(model, dtype))
+        load_s = time.perf_counter() - start
+        workload = workload.fitted(loaded)
+        made = create_engine(engine, loaded)
+        prompts = measured_prompts(loaded, workload, text)
+        first = time_generation(made, prompts, workload.new_tokens, limit=2)
+    active, replicas = _active_replicas(loaded, workload.batch), len(loaded.placement.devices)
+    notes = [*loaded.notes, *strategy.report()]
+    if active < replicas:
+        notes.append(f"{active} of {replicas} replicas had work at batch {workload.batch}: raise "
+                     "--batch to use them all.")
+    return Candidate(strategy.name, made, workload, prompts, load_s,
+                     compile_s=first.token_s[-1] - first.start_s,
+                     peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
+                     runtime_rss_bytes=runtime, notes=notes)
+
+
+def measured_prompts(model: LanguageModel, workload: Workload,
+                     text: str) -> list[list[int]]:
+    """One prompt a row: consecutive stretches of the text; random ids without a tokenizer."""
+    length = workload.prompt_tokens
+    if model.tokenizer is None:
+        ids = np.random.default_rng(0).integers(0, model.vocabulary_size,
+                                                workload.batch * length).tolist()
+    else:
+        ids = model.tokenizer.encode(text)
+    starts = [(row * length) % max(1, len(ids) - length + 1) for row in range(workload.batch)]
+    prompts = [ids[start:start + length] for start in starts]
+    if len(prompts[0]) < length:
+        raise TfspeedError("The text is shorter than one prompt.", prompt_tokens=length,
+                           text_tokens=len(ids), hint="Use a longer --eval_text.")
+    return prompts
+
+
+def time_generation(engine, prompts, new_tokens: int, limit: int | None = None,
+                    collect: list | None = None) -> metrics.Timing:
+    """One generate call on the host's clock, a time for each token (of all rows)."""
+    start, times = time.perf_counter(), []
+    for tokens in engine.generate(prompts, new_tokens):
+        times.append(time.perf_counter())
+        if collect is not None:
+            collect.append(tokens)
+        if limit and len(times) == limit:
+            break
+    return metrics.Timing(start, times)
+
+
+def repeat(candidates: list[Candidate]) -> Iterator[float]:
+    """Times the candidates in turn, `repetitions` times; yields seconds of each call.
+
+    Interleaved, the order turned round every time, so that a machine that slows down or warms up
+    does so for all. The first round is a warm-up and leaves no timing.
+    """
+    for round_number in range(candidates[0].workload.repetitions + 1):
+        for candidate in candidates[::-1 if round_number % 2 else 1]:
+            collected: list = []
+            timing = time_generation(candidate.engine, candidate.prompts,
+                                     candidate.workload.new_tokens, collect=collected)
+            if round_number:
+                candidate.timings.append(timing)
+            candidate.tokens = np.stack(collected, axis=1)
+            yield timing.token_s[-1] - timing.start_s
+
+
+def evaluate(candidates: list[Candidate], text: str, bar: Progress) -> None:
+    """Fills in the quality of every candidate against the first, the float32 baseline."""
+    reference = candidates[0]
+    windows, note = _windows(reference.model, text)
+    for candidate in candidates:
+        with bar.task(f"quality of {candidate.strategy}", len(windows)) as advance:
+            candidate.quality = quality.compare(
+                reference.engine.score, candidate.engine.score, windows,
+                progress=lambda *_, advance=advance: advance())
+        if note:
+            candidate.quality.pop("perplexity", None)
+            candidate.quality.pop("perplexity_delta", None)
+            candidate.notes.append(note)
+
+
+def _windows(model: LanguageModel, text: str):
+    length = min(_WINDOW, model.context_length)
+    if model.tokenizer is None:
+        ids = np.random.default_rng(1).integers(0, model.vocabulary_size, _WINDOWS * length)
+        return (quality.text_windows(ids, length, _WINDOWS // 4),
+                "No tokenizer: quality is measured on random tokens, without perplexity.")
+    ids = model.tokenizer.encode(text)
+    return quality.text_windows(np.asarray(ids, np.int32), length, _WINDOWS), ""
+
+
+def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[dict]:
+    """The record of every candidate that was timed at least once; the first is the baseline.
+
+    Args:
+        threads: how many an operator may use.
+        bandwidth: GB/s at which the devices' memory can be read.
+    """
+    return [_row(c, candidates[0], threads, bandwidth) for c in candidates if c.timings]
+
+
+def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: float) -> dict:
+    model, workload = candidate.model, candidate.workload
+    latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
+    row = {
+        "model": model.name, "parameters": model.parameters,
+        "weights_bytes": model.weights_bytes, "file_bytes": _file_bytes(model.source),
+        "strategy": candidate.strategy, "engine": candidate.engine.name,
+        "devices": list(model.placement.devices) or [default_device()], "threads": threads,
+        "dtype": model.dtype, "batch": workload.batch, "prompt_tokens": workload.prompt_tokens,
+        "new_tokens": workload.new_tokens, "repetitions": len(candidate.timings),
+        "load_s": candidate.load_s, "compile_s": candidate.compile_s, **latency,
+        "peak_rss_bytes": candidate.peak_rss_bytes, "read_bandwidth_gb_per_s": bandwidth,
+    }
+    if latency.get("tpot_s"):
+        # Half of the new tokens is the mean context of a step beyond the prompt.
+        context = workload.prompt_tokens + workload.new_tokens // 2
+        active = _active_replicas(model, workload.batch)
+        step_bytes = active * model.step_bytes(-(-workload.batch // active), context)
+        row |= {"step_bytes": step_bytes,
+                **metrics.roofline(step_bytes, latency["tpot_s"]["median"], bandwidth)}
+    row |= candidate.quality
+    if candidate is not baseline and baseline.timings:
+        row["same_tokens"] = bool(np.array_equal(candidate.tokens, baseline.tokens))
+        reference = metrics.latency(baseline.timings, workload.batch, workload.prompt_tokens)
+        row["speedup"] = {
+            name.removesuffix("_s"): metrics.speedup(reference[name]["samples"],
+                                                     latency[name]["samples"])
+            for name in ("ttft_s", "tpot_s", "e2e_s") if latency.get(name)}
+    row["notes"] = candidate.notes
+    return row
+
+
+def _active_replicas(model: LanguageModel, batch: int) -> int:
+    return max(1, min(len(model.placement.devices), batch))
+
+
+def default_device() -> str:
+    """The device that TensorFlow puts a single model on."""
+    import tensorflow as tf
+    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+
+
+def _file_bytes(source) -> int | None:
+    if source is None or not os.path.exists(source):
+        return None
+    path = Path(source)
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return sum(f.stat().st_size for f in files)
