@@ -33,6 +33,7 @@ class Checkpoint:
     tokenizer: object = None
     source: str | None = None
     notes: tuple[str, ...] = ()
+    parameters: int | None = None  # that the file holds, where it says so before it is read
 
 
 def named_variables(decoder: Decoder) -> dict:
@@ -65,6 +66,12 @@ def named_variables(decoder: Decoder) -> dict:
 
 def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     """Makes a decoder and fills it. Every tensor must be there and have its shape."""
+    asked, held = checkpoint.config.parameter_count, checkpoint.parameters
+    if held is not None and asked > held:
+        # Before anything is allocated: a damaged config can ask for terabytes.
+        raise TfspeedError(
+            f"The config of {checkpoint.name} describes more parameters than the file holds.",
+            config=asked, file=held, hint="The file is incomplete, or its metadata is damaged.")
     decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
     unused = set(checkpoint.tensors)
     for name, variable in named_variables(decoder).items():

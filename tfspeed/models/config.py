@@ -142,6 +142,22 @@ class DecoderConfig:
             return None
         return self.local_rope if self.local_rope and self.window(layer) else self.rope
 
+    @property
+    def parameter_count(self) -> int:
+        """Weights of a `Decoder` of this config; a tied embedding counts once."""
+        norm = self.hidden_dim * (2 if self.norm == "layer" else 1)
+        norms = (1 if self.shared_norm else 2) + (2 if self.post_norms else 0)
+        heads = self.num_heads * self.head_dim
+        widths = (2 if self.gated_mlp else 1) * self.mlp_dim
+        block = (norms * norm + 2 * self.head_dim * self.qk_norm
+                 + self.hidden_dim * (self.qkv_dim + heads + widths + self.mlp_dim)
+                 + self.qkv_bias * self.qkv_dim + self.attention_out_bias * self.hidden_dim
+                 + self.mlp_bias * (widths + self.hidden_dim))
+        table = self.vocabulary_size * self.hidden_dim
+        positions = self.context_length * self.hidden_dim * (self.positions == "learned")
+        head = (table + self.head_bias * self.vocabulary_size) * (not self.tied_embeddings)
+        return table + positions + self.num_layers * block + norm + head
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
