@@ -1,6 +1,8 @@
 """Which devices there are, and how many threads. All of it must be set before TensorFlow starts."""
 
 import os
+import platform
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -62,3 +64,14 @@ def logical_cpus(count: int) -> list[str]:
                 "Replicas on the CPU must be set up before TensorFlow runs anything.",
                 replicas=count, logical_cpus=max(1, len(configured))) from error
     return [f"CPU:{i}" for i in range(count)]
+
+
+def cpu_model() -> str:
+    """The processor's name, as the kernel tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -155,7 +155,7 @@ def evaluate(candidates: list[Candidate], text: str, bar: Progress) -> None:
         with bar.task(f"quality of {candidate.strategy}", len(windows)) as advance:
             candidate.quality = quality.compare(
                 reference.engine.score, candidate.engine.score, windows,
-                progress=lambda *_, advance=advance: advance())
+                progress=advance)
         if note:
             candidate.quality.pop("perplexity", None)
             candidate.quality.pop("perplexity_delta", None)
@@ -201,7 +201,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
         active = _active_replicas(model, workload.batch)
         step_bytes = active * model.step_bytes(-(-workload.batch // active), context)
         row |= {"step_bytes": step_bytes,
-                **metrics.roofline(step_bytes, latency["tpot_s"]["median"], bandwidth)}
+                **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
+                                   bandwidth)}
     row |= candidate.quality
     if candidate is not baseline and baseline.timings:
         row["same_tokens"] = bool(np.array_equal(candidate.tokens, baseline.tokens))

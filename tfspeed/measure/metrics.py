@@ -1,0 +1,105 @@
+"""The one place where metrics are defined, with their units."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+DEFINITIONS = {
+    "parameters": "count of weights; a tied embedding counts once",
+    "weights_bytes": "bytes of all variables of one copy of the model",
+    "file_bytes": "bytes of the file or folder that the model was loaded from",
+    "load_s": "seconds from the call of load to a built, filled and wrapped model",
+    "compile_s": "seconds of the first prefill and the first step: tracing, compiling, running",
+    "ttft_s": "seconds from the call of generate to the first token on the host",
+    "tpot_s": "seconds per token after the first: (t_last - t_first) / (n - 1)",
+    "itl_s": "seconds between neighbouring tokens, all gaps of all repetitions",
+    "e2e_s": "seconds from the call of generate to the last token on the host",
+    "prefill_tokens_per_s": "batch * prompt tokens / median ttft_s",
+    "decode_tokens_per_s": "batch * (n - 1) / (median e2e_s - median ttft_s)",
+    "output_tokens_per_s": "batch * n / median e2e_s",
+    "peak_rss_bytes": "peak resident memory of a process that holds this model alone: the "
+                      "runtime's own, plus the growth while it was loaded and first run",
+    "read_bandwidth_gb_per_s": "10^9 bytes a second at which all threads together read memory",
+    "step_bytes": "bytes that one decode step must read: each weight once, and the state at the "
+                  "mean context",
+    "achieved_gb_per_s": "step_bytes / median tpot_s, in 10^9 bytes a second",
+    "roofline_fraction": "achieved_gb_per_s / read_bandwidth_gb_per_s",
+    "limit_tokens_per_s": "batch * read_bandwidth / step_bytes: no step can be faster than its "
+                          "reads",
+    "perplexity": "exp of the mean negative log-likelihood of the evaluation text, per token",
+    "perplexity_delta": "perplexity / that of the float32 baseline - 1; 0.01 is +1 %",
+    "kl_divergence": "mean KL(baseline || candidate) of the next-token distributions, in nats",
+    "top1_agreement": "share of positions where both find the same token likeliest",
+    "same_tokens": "whether all greedy tokens of the timed generations equal the baseline's",
+    "speedup": "median baseline latency / median candidate latency, with a 95 % bootstrap "
+               "interval; over 1 is faster",
+    "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
+}
+_NOISY = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One generate call on a batch: the host clock at the call and at each token, in seconds."""
+
+    start_s: float
+    token_s: list[float]
+
+
+def summary(samples: Sequence[float]) -> dict:
+    """`{median, p90, p99, cv, samples}`; cv is standard deviation / mean, 0 for one sample."""
+    values = np.asarray(samples, np.float64)
+    mean = values.mean()
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    return {"median": float(np.median(values)), "p90": float(np.percentile(values, 90)),
+            "p99": float(np.percentile(values, 99)), "cv": float(deviation / mean) if mean else 0.0,
+            "samples": values.tolist()}
+
+
+def latency(timings: Sequence[Timing], batch: int, prompt_tokens: int) -> dict:
+    """Latencies and rates of repeated generate calls; with one new token there is no tpot_s."""
+    count = len(timings[0].token_s)
+    found = {"ttft_s": summary([t.token_s[0] - t.start_s for t in timings]),
+             "e2e_s": summary([t.token_s[-1] - t.start_s for t in timings])}
+    ttft, e2e = found["ttft_s"]["median"], found["e2e_s"]["median"]
+    if count > 1:
+        found["tpot_s"] = summary([(t.token_s[-1] - t.token_s[0]) / (count - 1)
+                                   for t in timings])
+        found["itl_s"] = summary(np.concatenate([np.diff(t.token_s) for t in timings]))
+        found["decode_tokens_per_s"] = batch * (count - 1) / (e2e - ttft)
+    found["prefill_tokens_per_s"] = batch * prompt_tokens / ttft
+    found["output_tokens_per_s"] = batch * count / e2e
+    found["noisy"] = any(found[name]["cv"] > _NOISY for name in ("ttft_s", "tpot_s")
+                         if name in found)
+    return found
+
+
+def roofline(step_bytes: int, tpot_s: float, batch: int, bandwidth_gb_per_s: float) -> dict:
+    """How near a decode step is to the time that reading its bytes takes."""
+    achieved = step_bytes / tpot_s / 1e9
+    return {"achieved_gb_per_s": achieved, "roofline_fraction": achieved / bandwidth_gb_per_s,
+            "limit_tokens_per_s": batch * bandwidth_gb_per_s * 1e9 / step_bytes}
+
+
+def speedup(baseline: Sequence[float], candidate: Sequence[float], draws: int = 2000) -> dict:
+    """Ratio of median latencies, `{ratio, low, high}`: over 1, the candidate is faster."""
+    rng = np.random.default_rng(0)
+    base, other = np.asarray(baseline, np.float64), np.asarray(candidate, np.float64)
+    medians = [np.median(rng.choice(values, (draws, len(values))), axis=1)
+               for values in (base, other)]
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return {"ratio": float(np.median(base) / np.median(other)), "low": float(low),
+            "high": float(high)}
+
+
+def finite(value):
+    """The same value with NaN and infinities, which JSON cannot hold, as None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,135 @@
+"""Rows as JSON (the source), as tables on screen, and as Markdown."""
+
+import json
+import os
+from pathlib import Path
+
+import rich.table
+
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.metrics import finite
+
+_NONE = "–"
+
+
+def write_json(path: str | Path, environment: dict, rows: list[dict]) -> None:
+    """Writes `{"environment": …, "rows": […]}` whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps({"environment": environment, "rows": finite(rows)},
+                                      indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise TfspeedError("The results cannot be written.", output=str(path),
+                           cause=str(error)) from error
+
+
+def read_json(path: str | Path) -> dict:
+    """What `write_json` wrote."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TfspeedError("The results cannot be read.", path=str(path),
+                           cause=str(error)) from error
+
+
+def _latency(name):
+    def show(row):
+        value = row.get(name)
+        if not value:
+            return _NONE
+        mark = "~" if row.get("noisy") else ""
+        return f"{mark}{value['median'] * 1e3:.1f} ±{value['cv'] * 100:.0f}%"
+    return show
+
+
+def _number(name, form="{:.1f}", scale=1.0):
+    def show(row):
+        value = row.get(name)
+        return _NONE if value is None else form.format(value * scale)
+    return show
+
+
+def _speedup(row):
+    value = row.get("speedup", {}).get("tpot") or row.get("speedup", {}).get("ttft")
+    return f"{value['ratio']:.2f}x ({value['low']:.2f}–{value['high']:.2f})" if value else _NONE
+
+
+def _same(row):
+    return {True: "yes", False: "no", None: _NONE}[row.get("same_tokens")]
+
+
+def _perplexity(row):
+    value, delta = row.get("perplexity"), row.get("perplexity_delta")
+    if value is None:
+        return _NONE
+    return f"{value:.2f}" + ("" if delta is None else f" ({delta * 100:+.2f} %)")
+
+
+_SPEED = {
+    "TTFT ms": _latency("ttft_s"), "TPOT ms": _latency("tpot_s"),
+    "prefill tok/s": _number("prefill_tokens_per_s", "{:.0f}"),
+    "decode tok/s": _number("decode_tokens_per_s"), "decode speed-up": _speedup,
+    "GB/s": _number("achieved_gb_per_s"),
+    "of limit": _number("roofline_fraction", "{:.0f} %", 100),
+}
+_QUALITY = {
+    "perplexity": _perplexity, "KL": _number("kl_divergence", "{:.2g}"),
+    "top-1": _number("top1_agreement", "{:.1f} %", 100), "same tokens": _same,
+    "weights MB": _number("weights_bytes", "{:.0f}", 1e-6),
+    "peak MB": _number("peak_rss_bytes", "{:.0f}", 1e-6),
+    "load s": _number("load_s"), "compile s": _number("compile_s"),
+}
+
+
+def label(row: dict) -> str:
+    """A row's name in tables: its strategy, and its type where that is not float32."""
+    return row["strategy"] + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
+
+
+def title(row: dict) -> str:
+    """What rows measured together share."""
+    return (f"{row['model']}, {row['engine']}, {row['threads']} threads, batch {row['batch']}, "
+            f"{row['prompt_tokens']} + {row['new_tokens']} tokens, "
+            f"{row['repetitions']} repetitions")
+
+
+def tables(rows: list[dict]) -> list:
+    """Two rich tables, speed and quality, and the notes below them."""
+    if not rows:
+        return []
+    made = []
+    for heading, columns in ((title(rows[0]), _SPEED), ("quality and memory", _QUALITY)):
+        table = rich.table.Table("strategy", title=heading, title_justify="left",
+                                 title_style="bold")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(label(row), *(show(row) for show in columns.values()))
+        made.append(table)
+    return [*made, *_notes(rows)]
+
+
+def markdown(rows: list[dict]) -> str:
+    """The same tables as Markdown."""
+    lines = []
+    for columns in (_SPEED, _QUALITY):
+        lines += ["| strategy | " + " | ".join(columns) + " |",
+                  "|---|" + "---:|" * len(columns)]
+        lines += [f"| {label(row)} | " + " | ".join(show(row) for show in columns.values()) + " |"
+                  for row in rows]
+        lines.append("")
+    return "\n".join(lines + [f"- {note}" for note in _notes(rows)])
+
+
+def _notes(rows: list[dict]) -> list[str]:
+    notes = {f"{label(row)}: {note}" for row in rows for note in row.get("notes", ())}
+    if any(row.get("noisy") for row in rows):
+        notes.add("~ noisy: the coefficient of variation is over 5 %; run again on a quiet machine "
+                  "or with more --repetitions.")
+    bandwidth = rows[0].get("read_bandwidth_gb_per_s")
+    if bandwidth:
+        notes.add(f"limit: this machine reads {bandwidth:.1f} GB/s with {rows[0]['threads']} "
+                  "threads; a decode step cannot be faster than its reads.")
+    return sorted(notes)

@@ -1,0 +1,71 @@
+"""Rows as TensorBoard runs: scalars, a histogram of token gaps, HParams, the table as text."""
+
+import os
+from pathlib import Path
+
+from tfspeed.errors import TfspeedError
+from tfspeed.measure import report
+
+_SCALARS = {
+    "latency/ttft_s": "ttft_s", "latency/tpot_s": "tpot_s", "latency/e2e_s": "e2e_s",
+    "throughput/prefill_tokens_per_s": "prefill_tokens_per_s",
+    "throughput/decode_tokens_per_s": "decode_tokens_per_s",
+    "throughput/output_tokens_per_s": "output_tokens_per_s",
+    "limit/achieved_gb_per_s": "achieved_gb_per_s",
+    "limit/roofline_fraction": "roofline_fraction",
+    "quality/perplexity": "perplexity", "quality/perplexity_delta": "perplexity_delta",
+    "quality/kl_divergence": "kl_divergence", "quality/top1_agreement": "top1_agreement",
+    "memory/weights_bytes": "weights_bytes", "memory/peak_rss_bytes": "peak_rss_bytes",
+    "start/load_s": "load_s", "start/compile_s": "compile_s",
+}
+_HPARAMS = ("model", "strategy", "engine", "dtype", "threads", "batch", "prompt_tokens",
+            "new_tokens")
+_COLUMNS = ("throughput/decode_tokens_per_s", "latency/ttft_s", "quality/perplexity_delta",
+            "limit/roofline_fraction", "memory/peak_rss_bytes")
+
+
+def check_logdir(logdir: str | Path) -> None:
+    """Makes the folder, or says now, before anything slow, that it cannot be written."""
+    try:
+        Path(logdir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(logdir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise TfspeedError("--logdir must be a folder that can be written.", logdir=str(logdir))
+
+
+def run_name(row: dict) -> str:
+    """A row's folder below the logdir: one run a configuration, the latest measurement wins."""
+    parts = [row["model"], report.label(row), f"{row['engine']}-t{row['threads']}-b{row['batch']}"
+             f"-p{row['prompt_tokens']}-n{row['new_tokens']}"]
+    return "/".join("".join(c if c.isalnum() or c in "-_.+" else "_" for c in p) for p in parts)
+
+
+def write_run(logdir: str | Path, row: dict) -> Path:
+    """Writes one row as one run; returns its folder."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api as hparams
+
+    folder = Path(logdir) / run_name(row)
+    try:
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        with tf.device("CPU:0"), tf.summary.create_file_writer(str(folder)).as_default(step=0):
+            hparams.hparams_config(
+                hparams=[hparams.HParam(name) for name in _HPARAMS],
+                metrics=[hparams.Metric(name, display_name=name.split("/")[1])
+                         for name in _COLUMNS])
+            hparams.hparams({name: row[name] for name in _HPARAMS}, trial_id=run_name(row))
+            for tag, name in _SCALARS.items():
+                value = row.get(name)
+                value = value["median"] if isinstance(value, dict) else value
+                if value is not None:
+                    tf.summary.scalar(tag, value)
+            if row.get("itl_s"):
+                tf.summary.histogram("latency/itl_s", row["itl_s"]["samples"])
+            tf.summary.text("table", report.markdown([row]))
+    except (OSError, tf.errors.OpError) as error:
+        raise TfspeedError("TensorBoard's events cannot be written.", logdir=str(logdir),
+                           cause=str(error)[:200]) from error
+    return folder
