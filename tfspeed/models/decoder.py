@@ -87,7 +87,8 @@ class Attention(keras.layers.Layer):
     """Grouped-query attention over a cache (arXiv:2305.13245)."""
 
     def __init__(self, config: DecoderConfig, **kwargs):
-        super().__init__(**kwargs)
+        # Keras must not cast the float32 bias and angles to the type of the weights.
+        super().__init__(autocast=False, **kwargs)
         self.config = c = config
         policy = self.dtype_policy
         self.query_key_value = keras.layers.Dense(
@@ -176,7 +177,7 @@ class Block(keras.layers.Layer):
     """One layer: norm, attention, norm, MLP, residuals."""
 
     def __init__(self, config: DecoderConfig, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # see Attention
         self.config = c = config
         policy = self.dtype_policy
 
