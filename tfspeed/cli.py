@@ -31,7 +31,6 @@ def main(run: Callable[[], int | None], doc: str, argv: Sequence[str] | None = N
         if len(rest) > 1:
             raise TfspeedError("Arguments are flags, --name=value.", argument=rest[1],
                                hint="See --help.")
-        quiet_tensorflow()
         code = run()
     except flags.Error as error:
         fail(f"{error}. See --help.")
@@ -60,12 +59,11 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 def define_strategy_options(argv: Sequence[str]) -> None:
     """Makes the flags of the strategies that `argv` names (of all of them for `--help`), so that
     only those are imported."""
+    text = "+".join(value for flag, value in _pairs(argv) if flag.lstrip("-") == "strategy")
+    quiet_tensorflow()
     import strategies
 
-    text = "+".join(value for flag, value in _pairs(argv) if flag.lstrip("-") == "strategy")
     wanted = strategies.STRATEGIES if _asks_for_help(argv) else text.split("+")
-    if any(name in strategies.STRATEGIES for name in wanted):
-        quiet_tensorflow()
     for name in dict.fromkeys(wanted):
         if name in strategies.STRATEGIES:
             define_options(name, strategies.find(name).Options)
@@ -86,7 +84,8 @@ def quiet_tensorflow() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with captured_stderr() as text:
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow as tf
+            tf.config.list_physical_devices()  # asks the drivers, which answer on stderr
         except Exception:
             sys.stderr.write(text())
             raise

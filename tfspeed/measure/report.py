@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import rich.box
 import rich.table
 
 from tfspeed.errors import TfspeedError
@@ -96,19 +97,21 @@ def title(row: dict) -> str:
 
 
 def tables(rows: list[dict]) -> list:
-    """Two rich tables, speed and quality, and the notes below them."""
+    """For the screen: one rich table, a line a metric and a column a row, then the notes.
+
+    Turned on its side it stays legible in 80 columns.
+    """
     if not rows:
         return []
-    made = []
-    for heading, columns in ((title(rows[0]), _SPEED), ("quality and memory", _QUALITY)):
-        table = rich.table.Table("strategy", title=heading, title_justify="left",
-                                 title_style="bold")
-        for name in columns:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(label(row), *(show(row) for show in columns.values()))
-        made.append(table)
-    return [*made, *_notes(rows)]
+    table = rich.table.Table("", title=title(rows[0]), title_justify="left", title_style="bold",
+                             box=rich.box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_column(label(row), justify="right")
+    for columns in (_SPEED, _QUALITY):
+        for name, show in columns.items():
+            table.add_row(name, *(show(row) for row in rows))
+        table.add_section()
+    return [table, *_notes(rows)]
 
 
 def markdown(rows: list[dict]) -> str:
