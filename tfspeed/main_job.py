@@ -90,6 +90,8 @@ def answer(engine, prompt: str, new_tokens: int | None, sampling: Sampling) -> N
                            model=engine.model.name)
     if tokenizer.chat_template:
         prompt = tokenizer.chat([{"role": "user", "content": prompt}])
+    else:
+        print(prompt, end="")  # a plain model continues the text
     ids = tokenizer.encode(prompt)
     room = engine.model.context_length - len(ids)
     tokens = engine.generate([ids], new_tokens or max(1, min(128, room)), sampling,

@@ -1,0 +1,149 @@
+"""scripts/run.py as a user runs it: a process, its output, its exit code, its files."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from tfspeed.measure.metrics import DEFINITIONS
+
+ROOT = Path(__file__).parents[2]
+needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
+                                    reason="glassllm is not installed: make test installs it")
+
+
+def start(*args, cwd, **kwargs):
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run.py"), *args], cwd=cwd,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def run(*args, cwd):
+    process = start(*args, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@needs_glassllm
+def test_the_main_job_on_a_tiny_real_model(tmp_path):
+    code, out, err = run("--strategy=mirrored", "--model=glassllm", "--batch=3",
+                         "--repetitions=2", cwd=tmp_path)
+    assert code == 0, err
+    assert "mirrored" in out
+    assert "never batch-1 latency" in " ".join(out.split())
+    assert "tensorboard --logdir logs" in out
+    assert err == ""  # nothing of TensorFlow's start-up noise
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["environment"]["tensorflow"]
+    baseline, mirrored = written["rows"]
+    assert (baseline["strategy"], mirrored["strategy"]) == ("baseline", "mirrored")
+    assert mirrored["same_tokens"] is True
+    assert len(mirrored["devices"]) >= 2
+    assert mirrored["perplexity"] == pytest.approx(baseline["perplexity"])
+    assert mirrored["tpot_s"]["samples"] != baseline["tpot_s"]["samples"]
+    assert len(mirrored["itl_s"]["samples"]) == 2 * (mirrored["new_tokens"] - 1)
+    assert 1 < baseline["perplexity"] < 1000
+    assert mirrored["speedup"]["tpot"]["ratio"] > 0
+    described = set(DEFINITIONS)
+    identity = {"model", "strategy", "engine", "devices", "threads", "dtype", "batch",
+                "prompt_tokens", "new_tokens", "repetitions", "notes", "baseline_perplexity",
+                "evaluated_tokens"}
+    assert set(mirrored) <= described | identity
+    assert list((tmp_path / "logs" / "glassllm" / "mirrored").rglob("events.out.tfevents.*"))
+
+
+@needs_glassllm
+def test_a_prompt_is_answered_and_measured(tmp_path):
+    code, out, err = run("--model=glassllm", "--prompt=Once upon a time", "--new_tokens=8",
+                         "--prompt_tokens=8", "--repetitions=1", "--engine=graph", cwd=tmp_path)
+    assert code == 0, err
+    text = out[:out.index("glassllm")]
+    assert text.startswith("Once upon a time")
+    assert len(text.strip()) > len("Once upon a time")
+    assert "decode tok/s" in out
+
+
+@needs_glassllm
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    process = start("--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
+    line = process.stderr.readline()  # comes once the warm-up round has been timed
+    assert "Timing will take" in line
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert rows[0]["repetitions"] >= 1
+    assert "decode tok/s" in out
+    assert "Traceback" not in err
+
+
+def test_list_and_help(tmp_path):
+    processes = [start(flag, cwd=tmp_path) for flag in ("--strategy=list", "--help")]
+    listed, helped = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [line.split()[0] for line in listed.splitlines()] == ["baseline", "mirrored"]
+    assert "--mirrored_replicas" in helped
+    assert "--new_tokens" in helped
+
+
+def lambda_file(folder) -> Path:
+    path = folder / "lambda.keras"
+    tokens = keras.Input((None,), dtype="int32")
+    logits = keras.layers.Lambda(lambda x: x)(keras.layers.Embedding(8, 8)(tokens))
+    keras.Model(tokens, logits).save(path)
+    return path
+
+
+def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\xff\xff")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "bad.keras").write_text("not a zip")
+    cases = {
+        "--strategy=faster": "strategy='faster'",
+        "--engine=tpu": "engine='tpu'",
+        "--batch=0": "batch=0",
+        "--batch=two": "--batch=two",
+        "--repetitions=0": "repetitions=0",
+        "--threads=-1": "threads=-1",
+        "--speed=9": "Unknown command line flag",
+        "stray": "argument='stray'",
+        "--temperature=-1": "temperature=-1.0",
+        "--dtype=int3": "dtype='int3'",
+        "--model=missing.gguf": "model='missing.gguf'",
+        "--model=bad.gguf": "bad.gguf",
+        "--model=empty": "config.json",
+        "--model=file": "file",
+        "--model=bad.keras": "bad.keras",
+        f"--model={lambda_file(tmp_path).name}": "Lambda",
+        "--logdir=file/logs": "logdir='file/logs'",
+        "--output=nowhere/x.json": "output='nowhere/x.json'",
+        "--eval_text=nowhere.txt": "eval_text='nowhere.txt'",
+    }
+    started = {}
+    for flag, words in cases.items():
+        if len(started) % 4 == 0:
+            for process in started.values():
+                process.wait(300)
+        started[flag] = start(flag, cwd=tmp_path)
+    for (flag, words), process in zip(cases.items(), started.values(), strict=True):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 2, (flag, out, err)
+        assert words in err, (flag, err)
+        assert err.startswith("error: "), (flag, err)
+        assert "Traceback" not in err, (flag, err)
+        assert len(err.strip().splitlines()) <= 3, (flag, err)
+
+
+@needs_glassllm
+def test_a_prompt_longer_than_the_context(tmp_path):
+    code, _, err = run("--model=glassllm", "--prompt_tokens=500", cwd=tmp_path)
+    assert code == 2
+    assert "prompt_tokens=500" in err
+    assert not (tmp_path / "results.json").exists()
