@@ -127,7 +127,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--eval_text=nowhere.txt": "eval_text='nowhere.txt'",
     }
     started = {}
-    for flag, words in cases.items():
+    for flag in cases:
         if len(started) % 4 == 0:
             for process in started.values():
                 process.wait(300)

@@ -7,13 +7,13 @@ VM: 16.0 to 16.8 against 15.8 GB/s on one thread, 30.2 to 32.3 against 30.6 on t
 
 import concurrent.futures
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from tfspeed.cache import cache_folder
 from tfspeed.devices import available_cores, cpu_model
 
 _CHUNKS = 16  # a thread, so that one that is held up does not hold up all
@@ -53,11 +53,6 @@ def device_read_bandwidth(device: str, buffer_bytes: int = 1 << 30) -> float:
             value.numpy()
             best = max(best, 10 * buffer_bytes / (time.perf_counter() - start) / 1e9)
     return best
-
-
-def cache_folder() -> Path:
-    """Where what was measured of this machine is kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfspeed"
 
 
 def _measure(threads: int, buffer_bytes: int) -> float:

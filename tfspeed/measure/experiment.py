@@ -168,8 +168,13 @@ def _windows(model: LanguageModel, text: str):
         ids = np.random.default_rng(1).integers(0, model.vocabulary_size, _WINDOWS * length)
         return (quality.text_windows(ids, length, _WINDOWS // 4),
                 "No tokenizer: quality is measured on random tokens, without perplexity.")
-    ids = model.tokenizer.encode(text)
-    return quality.text_windows(np.asarray(ids, np.int32), length, _WINDOWS), ""
+    ids = np.asarray(model.tokenizer.encode(text, add_bos=False), np.int32)
+    if not model.tokenizer.add_bos:
+        return quality.text_windows(ids, length, _WINDOWS), ""
+    # A model that is used to a first token is lost without it: each window gets its own.
+    windows = quality.text_windows(ids, length - 1, _WINDOWS)
+    first = np.full((len(windows), 1), model.tokenizer.bos_id, np.int32)
+    return np.concatenate([first, windows], axis=1), ""
 
 
 def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[dict]:

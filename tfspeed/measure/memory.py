@@ -5,7 +5,8 @@ from pathlib import Path
 
 import psutil
 
-_RESET_PEAK = "5"  # Documentation/filesystems/proc.rst: clear_refs resets the high-water mark
+# Documentation/filesystems/proc.rst: writing 5 there resets the high-water mark.
+_CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
 class PeakMemory:
@@ -20,8 +21,7 @@ class PeakMemory:
         self.start_rss = self.peak_rss = self.end_rss = self._process.memory_info().rss
         self._watch = None
         try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write(_RESET_PEAK)
+            _CLEAR_REFS.write_text(_RESET_PEAK)
         except OSError:
             self._done = threading.Event()
             self._watch = threading.Thread(target=self._look, daemon=True)

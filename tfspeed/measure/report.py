@@ -69,6 +69,7 @@ def _perplexity(row):
 
 
 _SPEED = {
+    "engine": lambda row: row["engine"],
     "TTFT ms": _latency("ttft_s"), "TPOT ms": _latency("tpot_s"),
     "prefill tok/s": _number("prefill_tokens_per_s", "{:.0f}"),
     "decode tok/s": _number("decode_tokens_per_s"), "decode speed-up": _speedup,
@@ -91,7 +92,7 @@ def label(row: dict) -> str:
 
 def title(row: dict) -> str:
     """What rows measured together share."""
-    return (f"{row['model']}, {row['engine']}, {row['threads']} threads, batch {row['batch']}, "
+    return (f"{row['model']}, {row['threads']} threads, batch {row['batch']}, "
             f"{row['prompt_tokens']} + {row['new_tokens']} tokens, "
             f"{row['repetitions']} repetitions")
 

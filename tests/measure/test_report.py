@@ -1,0 +1,107 @@
+import io
+import json
+import math
+
+import pytest
+import rich.console
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from tfspeed.errors import TfspeedError
+from tfspeed.measure import report, tensorboard
+from tfspeed.measure.metrics import Timing, latency, roofline
+
+
+def row(strategy="baseline", **extra):
+    timings = [Timing(0.0, [0.2, 0.23, 0.26]), Timing(1.0, [1.2, 1.231, 1.262])]
+    return {
+        "model": "tiny/model", "parameters": 10, "weights_bytes": 40_000_000,
+        "strategy": strategy, "engine": "xla", "devices": ["CPU:0"], "threads": 2,
+        "dtype": "float32", "batch": 1, "prompt_tokens": 16, "new_tokens": 3, "repetitions": 2,
+        "load_s": 1.5, "compile_s": 2.5, **latency(timings, 1, 16),
+        **roofline(40_000_000, 0.03, 1, 10.0), "peak_rss_bytes": 123_000_000,
+        "read_bandwidth_gb_per_s": 10.0, "perplexity": 12.5, "perplexity_delta": 0.031,
+        "kl_divergence": 0.02, "top1_agreement": 0.97, "notes": ["a note"], **extra}
+
+
+ROWS = [row(), row("mirrored", same_tokens=False, dtype="bfloat16",
+                   speedup={"tpot": {"ratio": 1.5, "low": 1.4, "high": 1.6}})]
+
+
+def shown(rows, width):
+    console = rich.console.Console(file=io.StringIO(), width=width)
+    for part in report.tables(rows):
+        console.print(part)
+    return console.file.getvalue()
+
+
+def test_the_table_is_legible_in_80_columns():
+    text = shown(ROWS, 80)
+    for cell in ("mirrored bfloat16", "1.50x (1.40–1.60)", "12.50 (+3.10 %)", "97.0 %", "no",
+                 "200.0 ±0%", "mirrored bfloat16: a note", "reads 10.0 GB/s"):
+        assert cell in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_missing_values_show_a_dash():
+    bare = row()
+    for key in ("perplexity", "tpot_s", "kl_divergence", "peak_rss_bytes"):
+        del bare[key]
+    assert shown([bare], 80).count("–") >= 4
+    assert report.tables([]) == []
+
+
+def test_markdown_holds_the_same_cells():
+    text = report.markdown(ROWS)
+    assert "| mirrored bfloat16 | xla |" in text
+    assert "1.50x (1.40–1.60)" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines[:4]} == {lines[0].count("|")}
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "results.json"
+    report.write_json(path, {"cpu": "x"}, [row(perplexity=math.nan)])
+    written = report.read_json(path)
+    assert written["environment"] == {"cpu": "x"}
+    assert written["rows"][0]["perplexity"] is None
+    assert written["rows"][0]["tpot_s"]["samples"] == pytest.approx([0.03, 0.031])
+    assert json.loads(path.read_text()) == written
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_json_that_cannot_be_written_or_read(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TfspeedError, match="cannot be written"):
+        report.write_json(tmp_path / "file" / "x.json", {}, [])
+    with pytest.raises(TfspeedError, match="cannot be read"):
+        report.read_json(tmp_path / "file")
+
+
+def test_tensorboard_shows_the_run(tmp_path):
+    tensorboard.check_logdir(tmp_path / "logs")
+    folder = tensorboard.write_run(tmp_path / "logs", ROWS[1])
+    tensorboard.write_run(tmp_path / "logs", ROWS[1])  # again: replaces, does not double
+    assert folder == tmp_path / "logs" / "tiny_model" / "mirrored_bfloat16" / "xla-t2-b1-p16-n3"
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"latency/ttft_s", "latency/tpot_s", "latency/itl_s", "quality/perplexity",
+            "throughput/decode_tokens_per_s", "limit/roofline_fraction", "table",
+            } <= tags
+    value, = events.Tensors("quality/perplexity")
+    assert value.tensor_proto.float_val[0] == 12.5
+    histogram, = events.Tensors("latency/itl_s")
+    assert tf.make_ndarray(histogram.tensor_proto)[:, 2].sum() == 4  # left, right, count
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)
+    assert data.session_start_info.hparams["strategy"].string_value == "mirrored"
+
+
+def test_a_logdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TfspeedError, match="logdir"):
+        tensorboard.check_logdir(tmp_path / "file" / "logs")

@@ -1,0 +1,120 @@
+"""The job behind `scripts/bench.py`: our engines and other runtimes in turn, on the same weights."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tfspeed import cli, peers
+from tfspeed.devices import set_threads
+from tfspeed.errors import TfspeedError
+from tfspeed.main_job import check_writable, explicit, read_text, write_report
+from tfspeed.measure import experiment, metrics, tensorboard
+from tfspeed.measure.bandwidth import read_bandwidth
+from tfspeed.measure.experiment import Candidate, Workload
+from tfspeed.measure.progress import Progress
+from tfspeed.models.hf_writer import save_hf_folder
+
+
+def run(flags) -> int | None:
+    """Does what the flags of `scripts/bench.py` say; returns an exit code."""
+    names = [name for name in flags.peers.split(",") if name]
+    unknown = [name for name in names if name not in peers.PEERS]
+    if unknown:
+        raise TfspeedError(f"--peers must be among {', '.join(peers.PEERS)}.", peers=flags.peers)
+    workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
+                        flags.batch, flags.repetitions)
+    tensorboard.check_logdir(flags.logdir)
+    check_writable(flags.output)
+    text, threads, bar = read_text(flags.eval_text), set_threads(flags.threads), Progress()
+    strategy = cli.make_strategy(flags.strategy)
+    pythons = {name: peers.install(name, bar.say) for name in names}
+
+    bandwidth = read_bandwidth(threads)
+    ours: list[Candidate] = []
+    timed: dict[str, list[metrics.Timing]] = {name: [] for name in names}
+    tokens: dict[str, list] = {}
+    running: dict[str, peers.PeerProcess] = {}
+    try:
+        for engine in flags.engines.split(","):
+            with bar.task(f"loading and compiling {flags.model}, {engine}", None):
+                ours.append(experiment.prepare(flags.model, strategy, engine, workload, text,
+                                               others=ours))
+        if names:
+            start_peers(running, pythons, ours[0].model, threads, bar)
+        interleave(ours, running, timed, tokens, bar)
+        experiment.evaluate(ours, text, bar)
+    except KeyboardInterrupt:
+        bar.say("Interrupted: the report below holds what was measured so far.")
+        return cli.INTERRUPTED
+    finally:
+        for process in running.values():
+            process.close()
+        write_report(all_rows(ours, running, timed, tokens, threads, bandwidth), flags)
+    return None
+
+
+def start_peers(running, pythons, model, threads, bar) -> None:
+    """Hands our weights to every peer as a Hugging Face folder, which it reads before it says
+    that it is ready."""
+    with tempfile.TemporaryDirectory() as folder, bar.task("starting peers", None):
+        save_hf_folder(model, folder)
+        for name, python in pythons.items():
+            running[name] = peers.PeerProcess(name, python, Path(folder), threads)
+
+
+def interleave(ours, running, timed, tokens, bar) -> None:
+    """Our candidates and every peer in turn, as often as the workload says; first a warm-up."""
+    workload, prompts = ours[0].workload, ours[0].prompts
+    rounds = experiment.repeat(ours)
+    with bar.task("timing", (workload.repetitions + 1) * (len(ours) + len(running))) as advance:
+        for repetition in range(workload.repetitions + 1):
+            for _ in ours:
+                next(rounds)
+                advance()
+            for name, process in running.items():
+                timing, tokens[name] = peer_timing(process, prompts, workload.new_tokens)
+                if repetition:  # the first call compiles
+                    timed[name].append(timing)
+                advance()
+
+
+def peer_timing(process, prompts, new_tokens: int):
+    """A peer's generate call as a `Timing`; its tokens are taken as evenly spaced."""
+    first = process.call(prompts, 1)["seconds"]
+    whole = process.call(prompts, new_tokens)
+    times = np.linspace(first, max(first, whole["seconds"]), new_tokens)
+    return metrics.Timing(0.0, times.tolist()), whole["tokens"]
+
+
+def all_rows(ours, running, timed, tokens, threads, bandwidth) -> list[dict]:
+    """Peers first: speed-ups are over the first row."""
+    mine = experiment.rows(ours, threads, bandwidth)
+    if not mine:
+        return []
+    rows = [peer_row(name, mine[0], ours[0], timed[name], tokens[name], bandwidth)
+            for name in running if timed[name]]
+    rows += mine
+    reference = rows[0]
+    for row in rows:
+        row.pop("speedup", None)
+        if row is not reference:
+            row["speedup"] = {
+                key.removesuffix("_s"): metrics.speedup(reference[key]["samples"],
+                                                        row[key]["samples"])
+                for key in ("ttft_s", "tpot_s", "e2e_s") if row.get(key) and reference.get(key)}
+    return rows
+
+
+def peer_row(name, like: dict, ours: Candidate, timings, tokens, bandwidth) -> dict:
+    """A peer's row: the same model and workload as ours, its own latencies."""
+    same = ("model", "parameters", "weights_bytes", "threads", "dtype", "batch", "prompt_tokens",
+            "new_tokens", "devices", "read_bandwidth_gb_per_s", "step_bytes")
+    row = {key: like[key] for key in same if key in like}
+    row |= {"strategy": name, "engine": "peer", "repetitions": len(timings),
+            **metrics.latency(timings, row["batch"], row["prompt_tokens"]),
+            "same_tokens": bool(np.array_equal(np.asarray(tokens), ours.tokens)),
+            "notes": [peers.PEERS[name].note]}
+    del row["itl_s"]  # a peer that gives all tokens at once has no gaps to measure
+    return row | metrics.roofline(row["step_bytes"], row["tpot_s"]["median"], row["batch"],
+                                  bandwidth)

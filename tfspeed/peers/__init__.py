@@ -1,0 +1,112 @@
+"""Other people's runtimes, measured beside ours: each a process in an environment of its own.
+
+`PEERS` says what is installed for each; the worker is a script in this folder that imports
+nothing of tfspeed and speaks JSON lines on stdin and stdout.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+
+from tfspeed.errors import TfspeedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """What a peer needs: pinned packages, a worker script, and how its clock is to be read."""
+
+    packages: tuple[str, ...]
+    worker: str
+    note: str
+
+
+PEERS = {
+    "keras_hub": Peer(
+        ("keras-hub==0.32.0", "keras==3.15.1", "tensorflow==2.21.0", "tensorflow-text==2.21.1",
+         "safetensors==0.8.0"),
+        "keras_hub_worker.py",
+        "KerasHub's generate() gives all tokens at once: its TTFT is that of a generate() of one "
+        "token, its TPOT is (time of n tokens - time of one) / (n - 1)."),
+}
+_READY_S, _CALL_S = 600, 900
+
+
+class PeerProcess:
+    """One running peer. `call` sends a request and waits for its answer.
+
+    A worker that dies or hangs raises TfspeedError with the end of what it wrote to stderr.
+    """
+
+    def __init__(self, name: str, python: Path, model_folder: Path, threads: int):
+        self.name = name
+        worker = Path(__file__).with_name(PEERS[name].worker)
+        self._process = subprocess.Popen(
+            [str(python), str(worker), str(model_folder), str(threads)], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow",
+                 "PYTHONPATH": ""})
+        self._stderr: deque[str] = deque(maxlen=12)
+        threading.Thread(target=lambda: self._stderr.extend(self._process.stderr),
+                         daemon=True).start()
+        try:
+            self.started = self._answer(_READY_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, prompts: list[list[int]], new_tokens: int) -> dict:
+        """`{"seconds": float, "tokens": [[…], …]}` of one generate call."""
+        request = json.dumps({"prompts": prompts, "new_tokens": new_tokens})
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has died: reading its answer says how
+        return self._answer(_CALL_S)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self, seconds: float) -> dict:
+        # Killed from a timer: readline has no timeout of its own.
+        timer = threading.Timer(seconds, self._process.kill)
+        timer.start()
+        try:
+            # A library may print to stdout: only a line that is a JSON object is an answer.
+            line = next((x for x in self._process.stdout if x.startswith("{")), None)
+        finally:
+            timer.cancel()
+        if line is None:
+            self._process.wait()
+            raise TfspeedError(
+                f"The peer {self.name} stopped without an answer.",
+                exit_code=self._process.returncode,
+                hint="The end of its messages:\n" + "".join(self._stderr))
+        return json.loads(line)
+
+
+def install(name: str, say=print) -> Path:
+    """Makes `.peers/<name>` the first time, gives its Python."""
+    if name not in PEERS:
+        raise TfspeedError(f"--peers must be among {', '.join(PEERS)}.", peer=name)
+    folder = Path.cwd() / ".peers" / name
+    python, stamp = folder / "bin" / "python", folder / ".installed"
+    wanted = "\n".join(PEERS[name].packages)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    say(f"Installing {name} into {folder} (once, a minute or two)")
+    for command in ([sys.executable, "-m", "venv", str(folder)],
+                    [str(python), "-m", "pip", "install", "--quiet",
+                     "--disable-pip-version-check", *PEERS[name].packages]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise TfspeedError(f"The peer {name} could not be installed.",
+                               command=" ".join(command), hint=done.stderr.strip()[-500:])
+    stamp.write_text(wanted)
+    return python
