@@ -93,7 +93,7 @@ def test_tensorboard_shows_the_run(tmp_path):
             "throughput/decode_tokens_per_s", "limit/roofline_fraction", "table",
             } <= tags
     value, = events.Tensors("quality/perplexity")
-    assert value.tensor_proto.float_val[0] == 12.5
+    assert tf.make_ndarray(value.tensor_proto) == 12.5
     histogram, = events.Tensors("latency/itl_s")
     assert tf.make_ndarray(histogram.tensor_proto)[:, 2].sum() == 4  # left, right, count
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content

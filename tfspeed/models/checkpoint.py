@@ -78,6 +78,10 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         sources = _sources(name, checkpoint.tensors)
         unused -= set(sources)
         arrays = [_read(checkpoint, source) for source in sources]
+        if len({a.shape[:-1] for a in arrays}) > 1:
+            raise TfspeedError(
+                f"Tensors of {checkpoint.name} that are used as one disagree in shape.",
+                tensors=sources, shapes=[a.shape for a in arrays], hint="The file is damaged.")
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         if array.shape != tuple(variable.shape):
             raise TfspeedError(

@@ -14,6 +14,7 @@ _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _MAX_DIMS = 4
+_MAX_COUNT = 2**22  # of keys, of tensors, of strings in an array
 
 
 class _Cursor:
@@ -34,6 +35,13 @@ class _Cursor:
         size = struct.calcsize("<" + form)
         return struct.unpack_from("<" + form, self.data, self.skip(size))[0]
 
+    def count(self) -> int:
+        value = self.read("Q")
+        if value > _MAX_COUNT:
+            raise TfspeedError("A count in the GGUF header is too large.", path=str(self.path),
+                               count=value, hint="The file is damaged.")
+        return value
+
     def value(self, kind: int) -> None:
         """Skips one metadata value."""
         if kind == _STRING:
@@ -41,11 +49,11 @@ class _Cursor:
         elif kind in _SIZES:
             self.skip(_SIZES[kind])
         elif kind == _ARRAY:
-            element, count = self.read("I"), self.read("Q")
+            element, count = self.read("I"), self.count()
             if element in _SIZES:
                 self.skip(count * _SIZES[element])
             elif element == _STRING:
-                for _ in range(min(count, len(self.data))):  # each takes 8 bytes, or it ends here
+                for _ in range(count):
                     self.skip(self.read("Q"))
             else:
                 raise TfspeedError("A GGUF array holds a type that is not known.",
@@ -76,11 +84,11 @@ def _walk(cursor: _Cursor) -> None:
     if version not in (2, 3):
         raise TfspeedError("Only GGUF versions 2 and 3 (little-endian) are supported.",
                            path=str(cursor.path), version=version)
-    tensors, pairs = cursor.read("Q"), cursor.read("Q")
-    for _ in range(min(pairs, len(cursor.data))):
+    tensors, pairs = cursor.count(), cursor.count()
+    for _ in range(pairs):
         cursor.skip(cursor.read("Q"))
         cursor.value(cursor.read("I"))
-    for _ in range(min(tensors, len(cursor.data))):
+    for _ in range(tensors):
         cursor.skip(cursor.read("Q"))
         dims = cursor.read("I")
         if dims > _MAX_DIMS:

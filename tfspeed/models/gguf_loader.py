@@ -1,5 +1,6 @@
 """Reads a GGUF file into a `Checkpoint`: every quantized type that the `gguf` library knows."""
 
+import math
 import re
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from tfspeed.errors import TfspeedError
 from tfspeed.models.checkpoint import Checkpoint
-from tfspeed.models.gguf_config import config_from_gguf
+from tfspeed.models.gguf_config import INTERLEAVED, config_from_gguf
 from tfspeed.models.gguf_header import check_header
 from tfspeed.models.tokenizer_gguf import tokenizer_from_gguf
 
@@ -23,7 +24,35 @@ _NORMS = {"attn_norm": "attention_norm", "ffn_norm": "mlp_norm", "attn_q_norm": 
 _LINEAR = {"attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_qkv": "query_key_value",
            "attn_output": "out", "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
-_INTERLEAVED = ("llama", "smollm3")  # their conversion reorders q and k for interleaved RoPE
+_MOST_FACTORS = 2**15  # one for each pair of channels of a head
+_LONGEST_ARRAY = 2**22  # a vocabulary has at most a million tokens
+_ARRAY, _STRING = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
+
+
+class _Reader(gguf.GGUFReader):
+    """The library's reader with arrays read at one go: ten times faster on a large vocabulary.
+
+    `check_header` has seen that they end within the file.
+    """
+
+    def _get_field_parts(self, orig_offs, raw_type):
+        if raw_type != _ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        element, count, at = gguf.GGUFValueType(kind[0]), int(length[0]), orig_offs + 12
+        if count > _LONGEST_ARRAY:
+            raise ValueError(f"an array of {count} elements")
+        if element == _STRING:
+            data, values = memoryview(self.data), []
+            for _ in range(count):
+                start = at + 8
+                at = start + int.from_bytes(data[at:start], "little")
+                values.append(data[start:at])
+        else:
+            values = [self._get(at, self.gguf_scalar_to_np[element], count)]
+            at += values[0].nbytes
+        indices = list(range(2, 2 + len(values)))
+        return at - orig_offs, [kind, length, *values], indices, [_ARRAY, element]
 
 
 def load_gguf(path: str | Path) -> Checkpoint:
@@ -33,41 +62,70 @@ def load_gguf(path: str | Path) -> Checkpoint:
         TfspeedError: the file is missing, damaged, or of an architecture not supported.
     """
     path = Path(path)
-    if not path.is_file():
-        raise TfspeedError("The model file does not exist.", model=str(path))
+    _check_file(path)
     check_header(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy, on overflowing sizes of a damaged file
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
             metadata = {key: field.contents() for key, field in reader.fields.items()}
             tensors = {t.name: t for t in reader.tensors}
     except Exception as error:  # the library raises whatever numpy raises on damaged bytes
-        raise TfspeedError("The GGUF file is damaged: its tensors or metadata cannot be read.",
-                           path=str(path), cause=f"{type(error).__name__}: {error}"[:300],
+        raise TfspeedError("This is not a readable GGUF file: its tensors or metadata are "
+                           "damaged.", path=str(path),
+                           cause=f"{type(error).__name__}: {error}"[:300],
                            hint="It may be truncated: compare its size, or fetch it again.",
                            ) from error
-    shapes = {name: _shape(t, path) for name, t in tensors.items()}
-    factors = {name: tuple(_dequantize(tensors[name]).ravel().tolist())
+    _check_extents(reader, path)
+    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
+    factors = {name: tuple(_dequantize(tensors[name]).ravel()[:_MOST_FACTORS].tolist())
                for name in _ROPE_FACTORS if name in tensors}
     config = config_from_gguf(metadata, shapes, factors)
     readers = {}
     for name, tensor in tensors.items():
         if name not in _ROPE_FACTORS:
             target, linear = _target(name, config)
+            _check_shape(name, target, shapes[name], config)
+            if target in readers:
+                raise TfspeedError("Two tensors of the GGUF file are one of the model.",
+                                   tensor=name, names=target)
             readers[target] = _reader(tensor, target, linear, config)
-    name = metadata.get("general.name")
     return Checkpoint(
-        config, readers, name=name if isinstance(name, str) and name else path.stem,
+        config, readers, name=_slug(metadata.get("general.name")) or path.stem,
         tokenizer=tokenizer_from_gguf(metadata), source=str(path),
-        parameters=sum(int(np.prod(shape)) for shape in shapes.values()))
+        parameters=sum(math.prod(shape) for shape in shapes.values()))
 
 
-def _shape(tensor, path) -> tuple[int, ...]:
-    if tensor.data.nbytes != int(tensor.n_bytes):
-        raise TfspeedError("The GGUF file ends in the middle of a tensor.", path=str(path),
-                           tensor=tensor.name, hint="It is truncated: fetch it again.")
-    return tuple(int(n) for n in tensor.shape[::-1])
+def _check_file(path: Path) -> None:
+    try:
+        found, size = path.is_file(), path.stat().st_size if path.is_file() else 0
+    except (OSError, ValueError) as error:
+        raise TfspeedError("The model file cannot be opened.", model=str(path),
+                           cause=str(error)) from error
+    if path.is_dir():
+        raise TfspeedError("A GGUF model is a file, not a folder.", model=str(path))
+    if not found:
+        raise TfspeedError("The model file does not exist.", model=str(path))
+    if not size:
+        raise TfspeedError("The GGUF file is empty.", model=str(path),
+                           hint="It was not fetched to its end: fetch it again.")
+
+
+def _check_extents(reader, path: Path) -> None:
+    """Every tensor lies within the file, and they are together no larger than it."""
+    end, total = len(reader.data), 0
+    for t in reader.tensors:
+        size, total = int(t.n_bytes), total + int(t.n_bytes)
+        inside = reader.data_offset <= int(t.data_offset) <= end - size
+        if not inside or t.data.nbytes != size or total > end:
+            raise TfspeedError("The GGUF file is shorter than its tensors.", path=str(path),
+                               tensor=t.name, offset=int(t.data_offset), bytes=size,
+                               file_bytes=end, hint="It is truncated: fetch it again.")
+
+
+def _slug(name) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:80] if isinstance(name, str) \
+        else ""
 
 
 def _target(name: str, config) -> tuple[str, bool]:
@@ -87,14 +145,35 @@ def _target(name: str, config) -> tuple[str, bool]:
         if config.family == "falcon" and not config.shared_norm and layer == "attn_norm":
             ours = "mlp_norm"  # Falcon 40B: attn_norm_2 is the one before attention
         return f"blocks.{int(match[1])}.{ours}.{'scale' if part == 'weight' else part}", False
-    return name, False  # nothing asks for it: build_decoder will name it
+    return f"not known: {name}", False  # nothing asks for it: build_decoder will name it
+
+
+def _check_shape(name: str, target: str, shape: tuple[int, ...], config) -> None:
+    """A linear layer's tensor has the size that the config gives it; before anything is read."""
+    c = config
+    heads, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    sizes = {"query": (heads, c.hidden_dim), "key": (keys, c.hidden_dim),
+             "value": (keys, c.hidden_dim), "query_key_value": (c.qkv_dim, c.hidden_dim),
+             "out": (c.hidden_dim, heads), "gate": (c.mlp_dim, c.hidden_dim),
+             "up": (c.mlp_dim, c.hidden_dim), "gate_up": (2 * c.mlp_dim, c.hidden_dim),
+             "down": (c.hidden_dim, c.mlp_dim)}
+    prefix, _, part = target.rpartition(".")
+    expected = sizes.get(prefix.rpartition(".")[2], shape)
+    if shape != (expected[:1] if part == "bias" else expected):
+        raise TfspeedError("A tensor of the GGUF file disagrees with its metadata.", tensor=name,
+                           shape=shape, expected_shape=expected,
+                           hint="The file is damaged, or its metadata belongs to another model.")
 
 
 def _reader(tensor, target: str, linear: bool, config):
     def read() -> np.ndarray:
         array = _dequantize(tensor)
-        if config.family in _INTERLEAVED and re.search(r"\.(query|key)\.", target):
+        if config.family in INTERLEAVED and re.search(r"\.(query|key)\.", target):
             array = _half_split(array, config.head_dim)
+        elif config.family in INTERLEAVED and ".query_key_value." in target:
+            rotated = (config.num_heads + config.num_kv_heads) * config.head_dim
+            array = np.concatenate([_half_split(array[:rotated], config.head_dim),
+                                    array[rotated:]])
         return array.T if linear else array
 
     return read
@@ -102,17 +181,15 @@ def _reader(tensor, target: str, linear: bool, config):
 
 def _dequantize(tensor) -> np.ndarray:
     try:
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return values.astype(np.float32, copy=False)
     except Exception as error:
         raise TfspeedError("A tensor of the GGUF file cannot be dequantized.",
                            tensor=tensor.name, type=tensor.tensor_type.name,
-                           cause=str(error)[:200]) from error
+                           cause=f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _half_split(array: np.ndarray, head_dim: int) -> np.ndarray:
     """Undoes the conversion's reordering: rows 2i, 2i+1 of a head go back to i, i + head_dim/2."""
-    if array.shape[0] % head_dim or head_dim % 2:
-        raise TfspeedError("A query or key tensor does not divide into heads.",
-                           shape=array.shape, head_dim=head_dim)
     heads = array.reshape(-1, head_dim // 2, 2, *array.shape[1:])
     return heads.swapaxes(1, 2).reshape(array.shape)

@@ -44,7 +44,7 @@ class PeerProcess:
 
     def __init__(self, name: str, python: Path, model_folder: Path, threads: int):
         self.name = name
-        worker = Path(__file__).with_name(PEERS[name].worker)
+        worker = Path(__file__).parent / PEERS[name].worker
         self._process = subprocess.Popen(
             [str(python), str(worker), str(model_folder), str(threads)], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1,
