@@ -1,5 +1,7 @@
 """Peak resident memory of a stretch of work."""
 
+import ctypes
+import gc
 import threading
 from pathlib import Path
 
@@ -17,6 +19,7 @@ class PeakMemory:
     """
 
     def __enter__(self):
+        _give_back()
         self._process = psutil.Process()
         self.start_rss = self.peak_rss = self.end_rss = self._process.memory_info().rss
         self._watch = None
@@ -41,6 +44,15 @@ class PeakMemory:
     def _look(self):
         while not self._done.wait(0.01):
             self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system: what is measured next must ask for its own."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another C library: the growth may come out too small
 
 
 def _high_water_mark() -> int:

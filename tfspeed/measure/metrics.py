@@ -20,7 +20,8 @@ DEFINITIONS = {
     "decode_tokens_per_s": "batch * (n - 1) / (median e2e_s - median ttft_s)",
     "output_tokens_per_s": "batch * n / median e2e_s",
     "peak_rss_bytes": "peak resident memory of a process that holds this model alone: the "
-                      "runtime's own, plus the growth while it was loaded and first run",
+                      "runtime's own, plus the growth while it was loaded and first run; an "
+                      "estimate: the first row also pays what the runtime allocates once",
     "read_bandwidth_gb_per_s": "10^9 bytes a second at which all threads together read memory",
     "step_bytes": "bytes that one decode step must read: each weight once, and the state at the "
                   "mean context",
