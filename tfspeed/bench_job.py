@@ -1,16 +1,16 @@
-"""The job behind `scripts/bench.py`: our engines and other runtimes in turn, on the same weights."""
+"""The job behind `scripts/bench.py`: our engines and others, in turn, on the same weights."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from tfspeed import cli, peers
+from tfspeed import cli, engines, peers
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
 from tfspeed.main_job import check_writable, explicit, read_text, write_report
 from tfspeed.measure import experiment, metrics, tensorboard
-from tfspeed.measure.bandwidth import read_bandwidth
+from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.experiment import Candidate, Workload
 from tfspeed.measure.progress import Progress
 from tfspeed.models.hf_writer import save_hf_folder
@@ -24,13 +24,15 @@ def run(flags) -> int | None:
         raise TfspeedError(f"--peers must be among {', '.join(peers.PEERS)}.", peers=flags.peers)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
+    for engine in flags.engines.split(","):
+        engines.check(engine)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text, threads, bar = read_text(flags.eval_text), set_threads(flags.threads), Progress()
     strategy = cli.make_strategy(flags.strategy)
     pythons = {name: peers.install(name, bar.say) for name in names}
 
-    bandwidth = read_bandwidth(threads)
+    bandwidth = memory_bandwidth(threads)
     ours: list[Candidate] = []
     timed: dict[str, list[metrics.Timing]] = {name: [] for name in names}
     tokens: dict[str, list] = {}

@@ -109,6 +109,28 @@ def captured_stderr():
             os.close(saved)
 
 
+def define_common_flags(output: str) -> None:
+    """The flags of every script that measures a model.
+
+    Args:
+        output: default of `--output`.
+    """
+    shared = {"module_name": sys.argv[0]}  # shown by --help as the script's own
+    flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
+                        "from left to right)", **shared)
+    flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
+                        "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
+    flags.DEFINE_integer("prompt_tokens", 128, "length of the measured prompt", **shared)
+    flags.DEFINE_integer("new_tokens", 128, "tokens generated after it", **shared)
+    flags.DEFINE_integer("batch", 1, "prompts at once", **shared)
+    flags.DEFINE_integer("repetitions", 5, "timed generations of each", **shared)
+    flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **shared)
+    flags.DEFINE_string("logdir", "logs", "where TensorBoard finds the runs", **shared)
+    flags.DEFINE_string("output", output, "where the rows are written", **shared)
+    flags.DEFINE_string("eval_text", None, "text file for prompts and quality; default: the "
+                        "project's own public-domain text", **shared)
+
+
 def define_options(name: str, options: type) -> None:
     """Makes a flag `--<name>_<field>` of every field of a frozen dataclass."""
     makers = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string,

@@ -75,3 +75,8 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def default_device() -> str:
+    """The device that TensorFlow puts a single model on."""
+    return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"

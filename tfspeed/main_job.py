@@ -6,13 +6,12 @@ from pathlib import Path
 import rich.console
 
 import strategies
-from tfspeed import cli
+from tfspeed import cli, engines
 from tfspeed.devices import set_threads
-from tfspeed.engines import ENGINES
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import experiment, report, tensorboard
-from tfspeed.measure.bandwidth import read_bandwidth
+from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.environment import environment
 from tfspeed.measure.experiment import Candidate, Workload
 from tfspeed.measure.progress import Progress
@@ -28,8 +27,7 @@ def run(flags) -> int | None:
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.seed)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
-    if flags.engine not in ENGINES:
-        raise TfspeedError(f"--engine must be one of {', '.join(ENGINES)}.", engine=flags.engine)
+    engines.check(flags.engine)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
@@ -37,7 +35,7 @@ def run(flags) -> int | None:
     strategy = cli.make_strategy(flags.strategy)
 
     bar = Progress()
-    bandwidth = read_bandwidth(threads)
+    bandwidth = memory_bandwidth(threads)
     candidates: list[Candidate] = []
     try:
         prepare_all(candidates, flags, strategy, workload, text, bar)

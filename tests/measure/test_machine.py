@@ -67,3 +67,16 @@ def test_environment_is_json():
     assert found["cores"] >= 1
     assert found["keras"].startswith("3.")
     assert found["cpu"]
+
+
+def test_memory_bandwidth_is_that_of_the_device_in_use(cache, monkeypatch):
+    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads: 10.0 * threads)
+    monkeypatch.setattr(bandwidth, "device_read_bandwidth", lambda device: 3000.0)
+    monkeypatch.setattr(bandwidth, "default_device", lambda: "CPU:0")
+    assert bandwidth.memory_bandwidth(2) == 20.0
+    monkeypatch.setattr(bandwidth, "default_device", lambda: "GPU:0")
+    assert bandwidth.memory_bandwidth(2) == 3000.0
+
+
+def test_a_compiled_sum_reads_a_devices_memory():
+    assert bandwidth.device_read_bandwidth("CPU:0", buffer_bytes=SMALL) > 0

@@ -9,8 +9,13 @@ ENGINES = {
 }
 
 
+def check(name: str) -> None:
+    """Refuses a name that is no engine's."""
+    if name not in ENGINES:
+        raise TfspeedError(f"An engine must be one of {', '.join(ENGINES)}.", engine=name)
+
+
 def create(name: str, model) -> TfFunctionEngine:
     """Returns the engine called `name` over a `LanguageModel`."""
-    if name not in ENGINES:
-        raise TfspeedError(f"--engine must be one of {', '.join(ENGINES)}.", engine=name)
+    check(name)
     return TfFunctionEngine(model, jit_compile=name == "xla")

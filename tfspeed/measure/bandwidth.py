@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from tfspeed.cache import cache_folder
-from tfspeed.devices import available_cores, cpu_model
+from tfspeed.devices import available_cores, cpu_model, default_device
 
 _CHUNKS = 16  # a thread, so that one that is held up does not hold up all
 _PASSES = 8
@@ -35,6 +35,12 @@ def read_bandwidth(threads: int, cache: bool = True, buffer_bytes: int | None = 
     if cache:
         _write_cache(path, {**known, key: found})
     return found
+
+
+def memory_bandwidth(threads: int) -> float:
+    """10^9 bytes a second at which the device that models are put on reads its memory."""
+    device = default_device()
+    return device_read_bandwidth(device) if device.startswith("GPU") else read_bandwidth(threads)
 
 
 def device_read_bandwidth(device: str, buffer_bytes: int = 1 << 30) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import metrics, quality
@@ -182,13 +183,16 @@ def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[di
 
     Args:
         threads: how many an operator may use.
-        bandwidth: GB/s at which the devices' memory can be read.
+        bandwidth: GB/s at which one device's memory can be read.
     """
     return [_row(c, candidates[0], threads, bandwidth) for c in candidates if c.timings]
 
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: float) -> dict:
     model, workload = candidate.model, candidate.workload
+    active = _active_replicas(model, workload.batch)
+    if default_device().startswith("GPU"):
+        bandwidth *= active  # each has a memory of its own; CPU devices share one
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
     row = {
         "model": model.name, "parameters": model.parameters,
@@ -203,7 +207,6 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
     if latency.get("tpot_s"):
         # Half of the new tokens is the mean context of a step beyond the prompt.
         context = workload.prompt_tokens + workload.new_tokens // 2
-        active = _active_replicas(model, workload.batch)
         step_bytes = active * model.step_bytes(-(-workload.batch // active), context)
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
@@ -222,12 +225,6 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
 
 def _active_replicas(model: LanguageModel, batch: int) -> int:
     return max(1, min(len(model.placement.devices), batch))
-
-
-def default_device() -> str:
-    """The device that TensorFlow puts a single model on."""
-    import tensorflow as tf
-    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
 
 
 def _file_bytes(source) -> int | None:

@@ -1,5 +1,6 @@
 """Peak resident memory of a stretch of work."""
 
+import contextlib
 import ctypes
 import gc
 import threading
@@ -49,10 +50,9 @@ class PeakMemory:
 def _give_back() -> None:
     """Returns freed memory to the system: what is measured next must ask for its own."""
     gc.collect()
-    try:
+    # Another C library has no such call: the growth may then come out too small.
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: the growth may come out too small
 
 
 def _high_water_mark() -> int:
