@@ -8,14 +8,8 @@ from collections.abc import Callable
 
 from tfspeed.errors import TfspeedError
 from tfspeed.models.config import DecoderConfig, RopeConfig
-from tfspeed.models.hf_fields import (
-    common_options,
-    must_be,
-    rope_options,
-    size,
-    softcap,
-    window_options,
-)
+from tfspeed.models.hf_fields import common_options, must_be, rope_options, size, softcap
+from tfspeed.models.hf_fields import window_options as windows
 from tfspeed.models.hf_rope import rope_from_hf, rope_values
 from tfspeed.models.metadata import Metadata
 
@@ -63,7 +57,7 @@ def _smollm3(meta: Metadata) -> dict:
                            no_rope_layers=str(flags)[:200])
     options["rope_layers"] = tuple(bool(flag) for flag in flags)
     if meta.get("use_sliding_window", bool, False) and meta.has("sliding_window"):
-        options |= window_options(meta, tuple(not flag for flag in flags))
+        options |= windows(meta, tuple(not flag for flag in flags))
     return options
 
 
@@ -83,7 +77,7 @@ def _qwen(meta: Metadata, family: str) -> dict:
                 **rope_options(meta, options)}
     if meta.get("use_sliding_window", bool, False) and meta.values.get("sliding_window", 1):
         first = meta.get("max_window_layers", int, 28)
-        options |= window_options(meta, tuple(i >= first for i in range(options["num_layers"])), 4096)
+        options |= windows(meta, tuple(i >= first for i in range(options["num_layers"])), 4096)
     return options
 
 
@@ -111,7 +105,7 @@ def _gemma(meta: Metadata, family: str) -> dict:
         "attention_scale": 0.0 if scale == options["head_dim"] else scale**-0.5,
         "attention_softcap": softcap(meta, "attn_logit_softcapping", 50.0 if gemma2 else 0.0),
         "logit_softcap": softcap(meta, "final_logit_softcapping", 30.0 if gemma2 else 0.0),
-        **window_options(meta, tuple((i + 1) % every != 0 for i in range(options["num_layers"])), 4096)}
+        **windows(meta, tuple((i + 1) % every != 0 for i in range(options["num_layers"])), 4096)}
     if not gemma2:
         options |= _gemma3_ropes(meta, options)
     return options
@@ -144,15 +138,15 @@ def _gpt2(meta: Metadata) -> dict:
     must_be(meta, "scale_attn_weights", True, True)
     must_be(meta, "scale_attn_by_inverse_layer_idx", False, False)
     return {**common_options(meta, "gpt2", tied=True, layer_norm="layer_norm_epsilon", prefix="n_",
-                      activation=("activation_function", "gelu_new"), mlp="n_inner",
-                      mlp_default=4),
+                             activation=("activation_function", "gelu_new"), mlp="n_inner",
+                             mlp_default=4),
             "positions": "learned", "qkv_bias": True, "attention_out_bias": True,
             "mlp_bias": True}
 
 
 def _gpt_neox(meta: Metadata) -> dict:
-    options = common_options(meta, "gptneox", layer_norm="layer_norm_eps", activation=("hidden_act",
-                                                                               "gelu"))
+    options = common_options(meta, "gptneox", layer_norm="layer_norm_eps",
+                             activation=("hidden_act", "gelu"))
     bias = meta.get("attention_bias", bool, True)
     old = {"partial_rotary_factor": meta.values.get("rotary_pct", 0.25),
            "rope_theta": meta.values.get("rotary_emb_base", 10_000)}
@@ -167,7 +161,7 @@ def _opt(meta: Metadata) -> dict:
     must_be(meta, "_remove_final_layer_norm", False, False)
     must_be(meta, "layer_norm_elementwise_affine", True, True)
     options = common_options(meta, "opt", tied=True, layer_norm="layer_norm_eps", mlp="ffn_dim",
-                      activation=("activation_function", "relu"))
+                             activation=("activation_function", "relu"))
     if meta.get("word_embed_proj_dim", int, options["hidden_dim"]) != options["hidden_dim"]:
         raise TfspeedError("word_embed_proj_dim must equal hidden_size: OPT with a projection "
                            "after its embedding (OPT-350m) is not supported.",
@@ -181,10 +175,11 @@ def _opt(meta: Metadata) -> dict:
 def _falcon(meta: Metadata) -> dict:
     with_context = Metadata({"max_position_embeddings": 2048, **meta.values}, meta.what)
     options = common_options(with_context, "falcon", tied=True, layer_norm="layer_norm_epsilon",
-                      activation=("activation", "gelu"), mlp="ffn_hidden_size", mlp_default=4)
+                             activation=("activation", "gelu"), mlp="ffn_hidden_size",
+                             mlp_default=4)
     bias, new = (meta.get(key, bool, False) for key in ("bias", "new_decoder_architecture"))
     parallel = meta.get("parallel_attn", bool, True)
-    if new and not parallel:
+    if new:
         must_be(meta, "parallel_attn", True, True)
     if new or not meta.get("multi_query", bool, True):
         kv_heads = size(meta, "num_kv_heads", options["num_heads"], 65_536)

@@ -50,7 +50,8 @@ def common_options(meta: Metadata, family: str, *, tied: bool = False, layer_nor
     return options
 
 
-def rope_options(meta: Metadata, options: dict, theta: float = 10_000.0, partial: bool = False) -> dict:
+def rope_options(meta: Metadata, options: dict, theta: float = 10_000.0,
+                 partial: bool = False) -> dict:
     values = rope_values(meta)
     fraction = rope_fraction(values)
     if fraction != 1 and not partial:
@@ -67,6 +68,9 @@ def window_options(meta: Metadata, flags: tuple[bool, ...], default: int = 0) ->
         if not all(t in ("full_attention", "sliding_attention") for t in types):
             raise TfspeedError("Layers must be full_attention or sliding_attention.",
                                layer_types=str(types)[:200])
+        if len(types) != len(flags):
+            raise TfspeedError("layer_types needs one entry a layer.", layers=len(flags),
+                               entries=len(types))
         flags = tuple(t == "sliding_attention" for t in types)
     if not any(flags):
         return {}

@@ -91,7 +91,11 @@ def config_to_hf(config: DecoderConfig) -> dict:
                    "final_logit_softcapping": c.logit_softcap or None}
     if c.local_rope is not None:
         values["rope_local_base_freq"] = c.local_rope.theta
-    if _canonical(config_from_hf(json.loads(json.dumps(values)))) != _canonical(c):
+    try:
+        same = _canonical(config_from_hf(json.loads(json.dumps(values)))) == _canonical(c)
+    except TfspeedError:  # the family refuses the option, as Llama does a partial RoPE
+        same = False
+    if not same:
         raise TfspeedError(
             "This model has options that its family's config.json cannot express.",
             family=c.family, hint="Other than its family's: norms, biases, positions or windows. "
