@@ -1,15 +1,14 @@
 """What all scripts share: quiet start, flags made from options, clean errors, exit codes."""
 
-import contextlib
 import dataclasses
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from tfspeed.errors import TfspeedError
+from tfspeed.quiet import captured_stderr
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -63,7 +62,13 @@ def define_strategy_options(argv: Sequence[str]) -> None:
     quiet_tensorflow()
     import strategies
 
-    wanted = strategies.STRATEGIES if _asks_for_help(argv) else text.split("+")
+    wanted = text.split("+")
+    # An option of a strategy that is not in use is worth a better word than "unknown flag".
+    unknown = any(part not in strategies.STRATEGIES for part in wanted if text)
+    if _asks_for_help(argv) or unknown or any(
+            flag.lstrip("-").startswith(f"{name}_") for flag, _ in _pairs(argv)
+            for name in strategies.STRATEGIES):
+        wanted = strategies.STRATEGIES
     for name in dict.fromkeys(wanted):
         if name in strategies.STRATEGIES:
             define_options(name, strategies.find(name).Options)
@@ -89,24 +94,6 @@ def quiet_tensorflow() -> None:
         except Exception:
             sys.stderr.write(text())
             raise
-
-
-@contextlib.contextmanager
-def captured_stderr():
-    """Sends file descriptor 2 to a temporary file; yields a function that reads it."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        def text() -> str:
-            sink.seek(0)
-            return sink.read().decode(errors="replace")
-
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield text
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def define_common_flags(output: str) -> None:
@@ -146,8 +133,15 @@ def make_strategy(names: str):
     import strategies
 
     options = {}
-    for name in names.split("+"):
+    parts = names.split("+")
+    for name in parts:
         cls = strategies.find(name).Options
         options[name] = cls(**{field.name: getattr(flags.FLAGS, f"{name}_{field.name}")
                                for field in dataclasses.fields(cls)})
+    for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
+        owner = next((n for n in strategies.STRATEGIES if flag.name.startswith(f"{n}_")), None)
+        if owner and owner not in parts and flag.present:
+            raise TfspeedError(f"--{flag.name} is an option of the strategy {owner}, which is not "
+                               "in use.", strategy=names,
+                               hint=f"Add it: --strategy={names}+{owner}.")
     return strategies.create(names, options)

@@ -1,21 +1,33 @@
-"""How the functions of a model are executed. `ENGINES` maps a name to what it is and its maker."""
+"""How the functions of a model are executed. `ENGINES` maps a name to what it is."""
 
-from tfspeed.engines.tf_function import TfFunctionEngine
+from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
 
 ENGINES = {
     "graph": "tf.function, executed operator by operator by TensorFlow's runtime",
     "xla": "tf.function compiled by XLA: operators fused, one kernel launch a step",
+    "litert": "a .tflite file with the KV cache in place; litert:int8 or litert:int4 for "
+              "quantized weights",
 }
 
 
 def check(name: str) -> None:
-    """Refuses a name that is no engine's."""
-    if name not in ENGINES:
-        raise TfspeedError(f"An engine must be one of {', '.join(ENGINES)}.", engine=name)
+    """Refuses what `create` would refuse: a name of `ENGINES`, after a colon its options."""
+    kind, colon, weights = name.partition(":")
+    if kind not in ENGINES or (colon and kind != "litert"):
+        raise TfspeedError(f"An engine must be one of {', '.join(ENGINES)}, or "
+                           "litert:WEIGHTS.", engine=name)
+    if colon:
+        from tfspeed.litert.formats import Formats
+        Formats(weights)
 
 
-def create(name: str, model) -> TfFunctionEngine:
-    """Returns the engine called `name` over a `LanguageModel`."""
+def create(name: str, model) -> Engine:
+    """Returns the engine called `name` over a `LanguageModel`. Imported only when asked for."""
     check(name)
-    return TfFunctionEngine(model, jit_compile=name == "xla")
+    kind, _, weights = name.partition(":")
+    if kind == "litert":
+        from tfspeed.engines.litert import LiteRtEngine
+        return LiteRtEngine(model, weights or "float32")
+    from tfspeed.engines.tf_function import TfFunctionEngine
+    return TfFunctionEngine(model, jit_compile=kind == "xla")

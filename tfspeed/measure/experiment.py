@@ -91,7 +91,7 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
         prompts = measured_prompts(loaded, workload, text)
         first = time_generation(made, prompts, workload.new_tokens, limit=2)
     active, replicas = _active_replicas(loaded, workload.batch), len(loaded.placement.devices)
-    notes = [*loaded.notes, *strategy.report()]
+    notes = [*loaded.notes, *strategy.report(), *made.notes]
     if active < replicas:
         notes.append(f"{active} of {replicas} replicas had work at batch {workload.batch}: raise "
                      "--batch to use them all.")
@@ -196,10 +196,10 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
     row = {
         "model": model.name, "parameters": model.parameters,
-        "weights_bytes": model.weights_bytes, "file_bytes": _file_bytes(model.source),
+        "weights_bytes": candidate.engine.weights_bytes, "file_bytes": _file_bytes(model.source),
         "strategy": candidate.strategy, "engine": candidate.engine.name,
         "devices": list(model.placement.devices) or [default_device()], "threads": threads,
-        "dtype": model.dtype, "batch": workload.batch, "prompt_tokens": workload.prompt_tokens,
+        "dtype": candidate.engine.dtype, "batch": workload.batch, "prompt_tokens": workload.prompt_tokens,
         "new_tokens": workload.new_tokens, "repetitions": len(candidate.timings),
         "load_s": candidate.load_s, "compile_s": candidate.compile_s, **latency,
         "peak_rss_bytes": candidate.peak_rss_bytes, "read_bandwidth_gb_per_s": bandwidth,
@@ -207,7 +207,7 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
     if latency.get("tpot_s"):
         # Half of the new tokens is the mean context of a step beyond the prompt.
         context = workload.prompt_tokens + workload.new_tokens // 2
-        step_bytes = active * model.step_bytes(-(-workload.batch // active), context)
+        step_bytes = active * candidate.engine.step_bytes(-(-workload.batch // active), context)
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}

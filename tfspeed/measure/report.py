@@ -41,7 +41,8 @@ def _latency(name):
         if not value:
             return _NONE
         mark = "~" if row.get("noisy") else ""
-        return f"{mark}{value['median'] * 1e3:.1f} ±{value['cv'] * 100:.0f}%"
+        spread = f"±{value['cv'] * 100:.0f}%" if len(value["samples"]) > 1 else "(one sample)"
+        return f"{mark}{value['median'] * 1e3:.1f} {spread}"
     return show
 
 

@@ -88,7 +88,9 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
     elif "://" in name:
         loaded = _preset(name, dtype)
     elif source.suffix in (".gguf", ".keras", ".npz") or "/" in name or "\\" in name:
-        raise TfspeedError("The model file or folder does not exist.", model=name)
+        raise TfspeedError("The model file or folder does not exist.", model=name,
+                           hint="A model of the Hugging Face Hub is named hf://owner/name; or "
+                                "download its folder and give the path.")
     else:
         loaded = _preset(name, dtype)
     if name in MODELS:
@@ -122,8 +124,21 @@ def _load_path(path: Path, dtype: str) -> LanguageModel:
         raise TfspeedError(
             "A model is given as its folder (config.json, *.safetensors, tokenizer.json), a "
             ".gguf file or a .keras file.", model=str(path))
+    if path.suffix != ".gguf" and _head(path) != b"GGUF":
+        raise TfspeedError("A model is a .gguf file, a .keras file or a Hugging Face folder: this "
+                           "is none.", model=str(path))
     from tfspeed.models.gguf_loader import load_gguf
     return DecoderModel.from_checkpoint(load_gguf(path), dtype)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, which tell a GGUF whatever it is called."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4)
+    except OSError as error:
+        raise TfspeedError("The model file could not be read.", model=str(path),
+                           cause=error.strerror) from error
 
 
 def _load_keras(path: Path) -> keras.Model:

@@ -1,0 +1,50 @@
+"""How many bits each matrix gets: what stands after the colon of `--engine=litert:int8`."""
+
+import dataclasses
+import re
+
+from tfspeed.errors import TfspeedError
+
+_NAMED = {"float32": (32, 0), "float16": (16, 0), "int8": (8, 0), "int4": (4, 32),
+          "int4_32": (4, 32), "int4_64": (4, 64), "int4_128": (4, 128), "int4_channel": (4, 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Formats:
+    """The format of every matrix by its name, such as `block_3/mlp/down`.
+
+    Spelled `default[,pattern=format…]`; a pattern is a regular expression, the last that is found
+    in the name counts. `int4` alone keeps the embedding in int8: it is also the output layer,
+    where rounding costs most quality and a sixth of the speed.
+    """
+
+    spelled: str
+
+    def __post_init__(self):
+        self._rules()
+
+    def of(self, name: str) -> tuple[int, int]:
+        """Bits and block of the matrix called `name`."""
+        return [form for pattern, form in self._rules() if pattern.search(name)][-1]
+
+    def _rules(self):
+        default, *rules = self.spelled.split(",")
+        found = [(re.compile(""), _format(default))]
+        if default.startswith("int4"):
+            found.append((re.compile("^(embedding|head)$"), _NAMED["int8"]))
+        for rule in rules:
+            pattern, equals, name = rule.partition("=")
+            try:
+                found.append((re.compile(pattern), _format(name)))
+            except re.error as error:
+                raise TfspeedError("A layer's format is given as pattern=format.", rule=rule,
+                                   cause=str(error)) from error
+            if not equals or not pattern:
+                raise TfspeedError("A layer's format is given as pattern=format.", rule=rule)
+        return found
+
+
+def _format(name: str) -> tuple[int, int]:
+    if name not in _NAMED:
+        raise TfspeedError(f"Weights are stored as one of {', '.join(_NAMED)}.", weights=name)
+    return _NAMED[name]
