@@ -63,7 +63,7 @@ class Lowering:
             x, pair = self._block(x, block, layer, pair)
             outputs |= zip(cache_names(c)[2 * layer:2 * layer + 2], pair, strict=True)
         if logits:
-            x = self._scaled(self._norm(x), self.packed.final_norm)
+            x = self._norm(x, self.packed.final_norm)
             x = self._softcap(self._product(x, self.packed.head), c.logit_softcap)
             outputs["logits"] = x
         g.finish(outputs)
@@ -130,16 +130,18 @@ class Lowering:
 
     def _block(self, x, block: PackedBlock, layer: int, pair):
         c, g = self.config, self.graph
-        normed = self._norm(x)
+        normed = self._norm(x, block.attention_norm)
         attended, pair = self._attention(normed, block, layer, pair)
         if c.post_norms:
-            attended = self._scaled(self._norm(attended), block.attention_post_norm)
-        if c.parallel_residual:  # both norms divide by the same RMS; their scales are folded in
+            attended = self._norm(attended, block.attention_post_norm)
+        if c.parallel_residual:
+            if block.mlp_norm is not block.attention_norm:
+                normed = self._norm(x, block.mlp_norm)
             return g.add(g.add(x, attended), self._mlp(normed, block)), pair
         x = g.add(x, attended)
-        out = self._mlp(self._norm(x), block)
+        out = self._mlp(self._norm(x, block.mlp_norm), block)
         if c.post_norms:
-            out = self._scaled(self._norm(out), block.mlp_post_norm)
+            out = self._norm(out, block.mlp_post_norm)
         return g.add(x, out), pair
 
     def _attention(self, x, block: PackedBlock, layer: int, pair):
@@ -154,7 +156,7 @@ class Lowering:
         turned = g.slice(fused, 1, 0, heads + kv)
         value = g.slice(fused, 1, heads + kv, kv)
         if block.head_scale is not None:
-            turned = g.mul(self._norm(turned, "rms"), g.constant(block.head_scale[None]))
+            turned = g.mul(self._by_rms(turned), g.constant(block.head_scale[None]))
         rope = c.layer_rope(layer)
         if rope:
             turned = self._rotate(turned, *self.angles[rope])
@@ -206,18 +208,17 @@ class Lowering:
             return g.unary("RELU", x)
         return g.gelu(x, approximate=kind == "gelu_tanh")
 
-    def _norm(self, x, kind=None):
-        """Divides by the RMS (after taking the mean away, for layer norm)."""
+    def _norm(self, x, norm: np.ndarray):
         g = self.graph
-        if (kind or self.config.norm) == "layer":
+        if self.config.norm == "layer":
             x = g.sub(x, g.mean(x))
+        x = g.mul(self._by_rms(x), g.constant(norm[0].reshape(1, 1, -1)))
+        return g.add(x, g.constant(norm[1].reshape(1, 1, -1))) if norm[1].any() else x
+
+    def _by_rms(self, x):
+        g = self.graph
         mean = g.mean(g.mul(x, x))
         return g.mul(x, g.unary("RSQRT", g.add(mean, self.config.norm_epsilon)))
-
-    def _scaled(self, x, norm: np.ndarray):
-        g = self.graph
-        x = g.mul(x, g.constant(norm[0].reshape(1, 1, -1)))
-        return g.add(x, g.constant(norm[1].reshape(1, 1, -1))) if norm[1].any() else x
 
     def _product(self, x, product: Product):
         return self.graph.fully_connected(x, product.weight, product.bias)

@@ -1,7 +1,8 @@
 """A decoder's matrices in the form that the lowered graph reads.
 
-The scale of a norm goes into the product that reads it, the query's scale into the query's rows:
-`W (x · s) = (W · s) x`. That takes two operators a layer out of every step.
+The query's scale goes into the query's rows. The scales of norms stay operators of their own:
+folded into the matrices they would save 1 % of a step, but they tame the channels that stand out,
+and without them rounding costs four times the quality (SmolLM2, int8: perplexity 52.8, not 50.9).
 """
 
 import dataclasses
@@ -25,14 +26,16 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedBlock:
-    """One layer. Norms that were folded away are None here, but they still divide by the RMS."""
+    """One layer; norms are float32 `[2, hidden]`, scale and bias."""
 
+    attention_norm: np.ndarray
+    mlp_norm: np.ndarray
     query_key_value: Product
     out: Product
     up: Product
     down: Product
     head_scale: np.ndarray | None  # of query and key norms, float32 `[heads + kv_heads, 1, dim]`
-    attention_post_norm: np.ndarray | None  # float32 `[2, hidden]`: scale and bias
+    attention_post_norm: np.ndarray | None
     mlp_post_norm: np.ndarray | None
 
 
@@ -84,15 +87,15 @@ class Packer:
         if type(block) is not Block or type(attention) is not Attention:
             raise _unsupported(block if type(block) is not Block else attention)
         norm = _norm(block.attention_norm)
-        mlp_norm = norm if block.mlp_norm is None else _norm(block.mlp_norm)
         rows = np.ones((c.qkv_dim, 1), np.float32)
         if not c.qk_norm:  # where heads are normed afterwards, the scale waits for that
             rows[:c.num_heads * c.head_dim] = c.query_scale
         return PackedBlock(
+            norm, norm if block.mlp_norm is None else _norm(block.mlp_norm),
             self._product(f"{block.name}/attention/query_key_value", attention.query_key_value,
-                          norm, rows),
+                          rows),
             self._product(f"{block.name}/attention/out", attention.out),
-            self._product(f"{block.name}/mlp/up", block.mlp.up, mlp_norm),
+            self._product(f"{block.name}/mlp/up", block.mlp.up),
             self._product(f"{block.name}/mlp/down", block.mlp.down),
             self._head_scale(attention) if c.qk_norm else None,
             _norm(block.attention_post_norm) if c.post_norms else None,
@@ -104,16 +107,12 @@ class Packer:
         key = _array(attention.key_norm.scale)
         return np.stack([query] * c.num_heads + [key] * c.num_kv_heads)[:, None]
 
-    def _product(self, name: str, layer, norm=None, rows=None) -> Product:
-        """A dense layer whose input is normed: scale and bias of the norm are folded in."""
+    def _product(self, name: str, layer, rows=None) -> Product:
+        """A dense layer; `rows`, `[out, 1]`, scales its outputs."""
         if type(layer) is not keras.layers.Dense or layer.activation is not keras.activations.linear:
             raise _unsupported(layer)
         matrix = _array(layer.kernel).T
         bias = _array(layer.bias) if layer.use_bias else None
-        if norm is not None:
-            if norm[1].any():
-                bias = (0 if bias is None else bias) + matrix @ norm[1]
-            matrix = matrix * norm[0]
         if rows is not None:
             matrix = matrix * rows
             bias = None if bias is None else bias * rows[:, 0]
