@@ -17,7 +17,8 @@ from tfspeed import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_string("peers", "keras_hub", "runtimes to measure beside ours, joined by commas: "
                     "keras_hub")
-flags.DEFINE_string("engines", "xla", "our engines, joined by commas: graph, xla")
+flags.DEFINE_string("engines", "xla", "our engines, joined by commas: graph, xla, "
+                    "litert, litert:int8, litert:int4 (by semicolons where a format has commas)")
 cli.define_common_flags(output="results_bench.json")
 
 

@@ -2,6 +2,7 @@
 
     python scripts/run.py --strategy=mirrored                     the default model, measured
     python scripts/run.py --strategy=baseline --engine=graph      without XLA
+    python scripts/run.py --engine=litert:int8                    LiteRT, weights in eight bits
     python scripts/run.py --strategy=mirrored --batch=8           eight requests at once
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
     python scripts/run.py --strategy=list                         every strategy in one line
@@ -18,7 +19,8 @@ from tfspeed import cli
 
 FLAGS = flags.FLAGS
 cli.define_common_flags(output="results.json")
-flags.DEFINE_string("engine", "xla", "how a step is executed: graph or xla")
+flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert (float32 weights), "
+                    "litert:int8, litert:int4, litert:float16, or litert:int4,PATTERN=FORMAT…")
 flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
                     "baseline row is float32 always")
 flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")

@@ -1,5 +1,6 @@
 """The job behind `scripts/bench.py`: our engines and others, in turn, on the same weights."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def run(flags) -> int | None:
         raise TfspeedError(f"--peers must be among {', '.join(peers.PEERS)}.", peers=flags.peers)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
-    for engine in flags.engines.split(","):
+    wanted = split_engines(flags.engines)
+    for engine in wanted:
         engines.check(engine)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
@@ -34,35 +36,63 @@ def run(flags) -> int | None:
 
     bandwidth = memory_bandwidth(threads)
     ours: list[Candidate] = []
-    timed: dict[str, list[metrics.Timing]] = {name: [] for name in names}
+    timed: dict[str, list[metrics.Timing]] = {}
     tokens: dict[str, list] = {}
+    quality: dict[str, dict] = {}
     running: dict[str, peers.PeerProcess] = {}
     try:
-        for engine in flags.engines.split(","):
+        for engine in wanted:
             with bar.task(f"loading and compiling {flags.model}, {engine}", None):
                 ours.append(experiment.prepare(flags.model, strategy, engine, workload, text,
                                                others=ours))
         if names:
             start_peers(running, pythons, ours[0].model, threads, bar)
         interleave(ours, running, timed, tokens, bar)
-        experiment.evaluate(ours, text, bar)
+        evaluate(ours, running, quality, text, bar)
     except KeyboardInterrupt:
         bar.say("Interrupted: the report below holds what was measured so far.")
         return cli.INTERRUPTED
     finally:
         for process in running.values():
             process.close()
-        write_report(all_rows(ours, running, timed, tokens, threads, bandwidth), flags)
+        write_report(all_rows(ours, running, timed, tokens, quality, threads, bandwidth),
+                     flags)
     return None
 
 
+def split_engines(names: str) -> list[str]:
+    """The engines of `--engines`: separated by `;` where a format has rules of its own (`,`)."""
+    return [name for name in names.split(";" if ";" in names else ",") if name]
+
+
 def start_peers(running, pythons, model, threads, bar) -> None:
-    """Hands our weights to every peer as a Hugging Face folder, which it reads before it says
-    that it is ready."""
+    """Hands our weights to every peer, as the GGUF file that they came from or as a Hugging Face
+    folder, which it reads before it says that it is ready."""
     with tempfile.TemporaryDirectory() as folder, bar.task("starting peers", None):
-        save_hf_folder(model, folder)
         for name, python in pythons.items():
-            running[name] = peers.PeerProcess(name, python, Path(folder), threads)
+            peer, source = peers.PEERS[name], Path(folder)
+            if peer.reads_gguf:
+                source = Path(str(model.source))
+                if source.suffix != ".gguf":
+                    raise TfspeedError(f"The peer {name} needs a model from a GGUF file.",
+                                       model=model.name, source=str(model.source))
+            elif not any(source.iterdir()):
+                save_hf_folder(model, folder)
+            for variant in peer.variants:
+                process = peers.PeerProcess(name, python, source, threads, variant)
+                running[process.name] = process
+
+
+def evaluate(ours, running, quality, text, bar) -> None:
+    """Quality of all, ours and theirs, against our float32 model."""
+    experiment.evaluate(ours, text, bar, engines.create("xla", ours[0].model).score)
+    windows, note = experiment.text_windows(ours[0].model, text)
+    for name, process in running.items():
+        loss = None if note else process.loss(windows.tolist())
+        if loss is not None:
+            base = ours[0].quality["baseline_perplexity"]
+            quality[name] = {"perplexity": math.exp(loss), "baseline_perplexity": base,
+                             "perplexity_delta": math.exp(loss) / base - 1}
 
 
 def interleave(ours, running, timed, tokens, bar) -> None:
@@ -77,25 +107,29 @@ def interleave(ours, running, timed, tokens, bar) -> None:
             for name, process in running.items():
                 timing, tokens[name] = peer_timing(process, prompts, workload.new_tokens)
                 if repetition:  # the first call compiles
-                    timed[name].append(timing)
+                    timed.setdefault(name, []).append(timing)
                 advance()
 
 
 def peer_timing(process, prompts, new_tokens: int):
-    """A peer's generate call as a `Timing`; its tokens are taken as evenly spaced."""
+    """A peer's generate call as a `Timing`; the tokens of one that does not stream are taken as
+    evenly spaced."""
+    if process.streams:
+        whole = process.call(prompts, new_tokens)
+        return metrics.Timing(0.0, whole["token_s"]), whole["tokens"]
     first = process.call(prompts, 1)["seconds"]
     whole = process.call(prompts, new_tokens)
     times = np.linspace(first, max(first, whole["seconds"]), new_tokens)
     return metrics.Timing(0.0, times.tolist()), whole["tokens"]
 
 
-def all_rows(ours, running, timed, tokens, threads, bandwidth) -> list[dict]:
+def all_rows(ours, running, timed, tokens, quality, threads, bandwidth) -> list[dict]:
     """Peers first: speed-ups are over the first row."""
     mine = experiment.rows(ours, threads, bandwidth)
     if not mine:
         return []
-    rows = [peer_row(name, mine[0], ours[0], timed[name], tokens[name], bandwidth)
-            for name in running if timed[name]]
+    rows = [peer_row(process, mine[0], ours[0], timed[name], tokens[name], bandwidth)
+            | quality.get(name, {}) for name, process in running.items() if name in timed]
     rows += mine
     reference = rows[0]
     for row in rows:
@@ -108,15 +142,22 @@ def all_rows(ours, running, timed, tokens, threads, bandwidth) -> list[dict]:
     return rows
 
 
-def peer_row(name, like: dict, ours: Candidate, timings, tokens, bandwidth) -> dict:
+def peer_row(process, like: dict, ours: Candidate, timings, tokens, bandwidth) -> dict:
     """A peer's row: the same model and workload as ours, its own latencies."""
     same = ("model", "parameters", "weights_bytes", "threads", "dtype", "batch", "prompt_tokens",
             "new_tokens", "devices", "read_bandwidth_gb_per_s", "step_bytes")
     row = {key: like[key] for key in same if key in like}
-    row |= {"strategy": name, "engine": "peer", "repetitions": len(timings),
+    weights = process.started.get("weights_bytes")
+    if weights:  # its own form of the weights; its cache holds 16-bit values, ours 32-bit ones
+        cache = ours.engine.step_bytes(row["batch"], row["prompt_tokens"] + row["new_tokens"] // 2)
+        cache -= ours.engine.step_bytes(row["batch"], 0)
+        row |= {"weights_bytes": weights, "dtype": process.variant.lower(),
+                "step_bytes": weights + cache // 2}
+    row |= {"strategy": process.name, "engine": "peer", "repetitions": len(timings),
             **metrics.latency(timings, row["batch"], row["prompt_tokens"]),
             "same_tokens": bool(np.array_equal(np.asarray(tokens), ours.tokens)),
-            "notes": [peers.PEERS[name].note]}
-    del row["itl_s"]  # a peer that gives all tokens at once has no gaps to measure
+            "notes": [process.note]}
+    if not process.streams:
+        del row["itl_s"]  # a peer that gives all tokens at once has no gaps to measure
     return row | metrics.roofline(row["step_bytes"], row["tpot_s"]["median"], row["batch"],
                                   bandwidth)

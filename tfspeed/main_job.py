@@ -59,13 +59,14 @@ def explicit(flags, name: str):
 
 def prepare_all(candidates, flags, strategy, workload, text, bar) -> None:
     """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same."""
-    plans = [(strategies.create("baseline"), "float32")]
-    if flags.strategy != "baseline" or flags.dtype != "float32":
-        plans.append((strategy, flags.dtype))
-    for plan, dtype in plans:
-        with bar.task(f"loading and compiling {flags.model}, {plan.name}", None):
+    plain = flags.engine.partition(":")[0]  # the same engine, float32 weights
+    plans = [(strategies.create("baseline"), "float32", plain)]
+    if flags.strategy != "baseline" or flags.dtype != "float32" or flags.engine != plain:
+        plans.append((strategy, flags.dtype, flags.engine))
+    for plan, dtype, engine in plans:
+        with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
-                flags.model, plan, flags.engine, workload, text, dtype, candidates))
+                flags.model, plan, engine, workload, text, dtype, candidates))
 
 
 def time_all(candidates, bar) -> None:

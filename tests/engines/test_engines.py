@@ -5,8 +5,8 @@ import pytest
 
 from tests.conftest import tiny_decoder, tiny_recurrent
 from tfspeed.engines import ENGINES, create
-from tfspeed.engines.sampling import Sampling
 from tfspeed.engines.base import FINISHED, bucket
+from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 
 PROMPTS = [[5, 9, 2, 33], [7], list(range(1, 19))]

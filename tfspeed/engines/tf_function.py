@@ -7,6 +7,7 @@ from tfspeed.engines import sampling as samplers
 from tfspeed.engines.base import FINISHED, Engine, bucket, pad_left
 from tfspeed.models.language_model import LanguageModel
 
+
 class TfFunctionEngine(Engine):
     """Generates with a `LanguageModel` through tf.function, with or without XLA.
 

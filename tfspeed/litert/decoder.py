@@ -7,7 +7,7 @@ in tokens and a slot only. Inputs and outputs are named as LiteRT-LM's runtime e
 
 import numpy as np
 
-from tfspeed.litert.graph import Graph, Tensor, TfliteFile
+from tfspeed.litert.graph import Tensor, TfliteFile
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes

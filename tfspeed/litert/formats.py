@@ -27,6 +27,11 @@ class Formats:
         """Bits and block of the matrix called `name`."""
         return [form for pattern, form in self._rules() if pattern.search(name)][-1]
 
+    @property
+    def quantized(self) -> bool:
+        """Whether any matrix is in integers, which makes the kernels quantize activations."""
+        return any(form[0] <= 8 for _, form in self._rules())
+
     def _rules(self):
         default, *rules = self.spelled.split(",")
         found = [(re.compile(""), _format(default))]

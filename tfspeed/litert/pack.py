@@ -12,8 +12,10 @@ import numpy as np
 
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
+from tfspeed.litert.gptq import pack_int4
+from tfspeed.litert.smooth import activations, factors
 from tfspeed.litert.weights import BLOCKS, Weight, pack
-from tfspeed.models.decoder import Attention, Block, Decoder
+from tfspeed.models.decoder import MLP, Attention, Block, Decoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,10 +64,17 @@ class PackedDecoder:
 
 
 class Packer:
-    """Packs a `Decoder`, one matrix in memory at a time."""
+    """Packs a `Decoder`, one layer in memory at a time.
 
-    def __init__(self, decoder: Decoder, formats: Formats):
+    Args:
+        calibration: int32 tokens `[1, length]` that show what the products read, for `smooth`
+            and `gptq`; without them, weights are rounded as they are.
+    """
+
+    def __init__(self, decoder: Decoder, formats: Formats, calibration=None):
         self.decoder, self.formats = decoder, formats
+        self._check()
+        self._inputs = None if calibration is None else activations(decoder, calibration)
 
     def pack(self) -> PackedDecoder:
         decoder, c = self.decoder, self.decoder.config
@@ -78,28 +87,76 @@ class Packer:
         if decoder.head is None:
             head = Product(embedding, None)
         else:
-            head = self._product("head", decoder.head)
+            matrix, bias = _dense(decoder.head)
+            head = Product(self._matrix("head", matrix), bias)
         return PackedDecoder(embedding, positions, [self._block(b) for b in decoder.blocks],
                              _norm(decoder.final_norm), head)
 
+    def _check(self):
+        for block in self.decoder.blocks:
+            for layer, kind in ((block, Block), (block.attention, Attention), (block.mlp, MLP)):
+                if type(layer) is not kind:
+                    raise _unsupported(layer)
+        dense = [layer for block in self.decoder.blocks for layer in (
+            block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down)]
+        for layer in dense + [self.decoder.head] * (self.decoder.head is not None):
+            if (type(layer) is not keras.layers.Dense
+                    or layer.activation is not keras.activations.linear):
+                raise _unsupported(layer)
+
     def _block(self, block: Block) -> PackedBlock:
-        c, attention = self.decoder.config, block.attention
-        if type(block) is not Block or type(attention) is not Attention:
-            raise _unsupported(block if type(block) is not Block else attention)
-        norm = _norm(block.attention_norm)
-        rows = np.ones((c.qkv_dim, 1), np.float32)
+        c, attention, mlp = self.decoder.config, block.attention, block.mlp
+        attention_norm = _norm(block.attention_norm)
+        mlp_norm = None if block.mlp_norm is None else _norm(block.mlp_norm)
+        fused, out, up, down = (_dense(layer) for layer in (
+            attention.query_key_value, attention.out, mlp.up, mlp.down))
         if not c.qk_norm:  # where heads are normed afterwards, the scale waits for that
-            rows[:c.num_heads * c.head_dim] = c.query_scale
+            _scale_rows(fused, slice(0, c.num_heads * c.head_dim), c.query_scale)
+        inputs: list = [None] * 4
+        if self._inputs is not None:
+            inputs = [self._inputs.pop(id(layer)).astype(np.float32) for layer in (
+                attention.query_key_value, attention.out, mlp.up, mlp.down)]
+            self._smooth(inputs, attention_norm, mlp_norm, fused, out, up, down)
+
+        def product(name, dense, seen):
+            matrix, bias = dense
+            return Product(self._matrix(f"{block.name}/{name}", matrix, seen), bias)
+
         return PackedBlock(
-            norm, norm if block.mlp_norm is None else _norm(block.mlp_norm),
-            self._product(f"{block.name}/attention/query_key_value", attention.query_key_value,
-                          rows),
-            self._product(f"{block.name}/attention/out", attention.out),
-            self._product(f"{block.name}/mlp/up", block.mlp.up),
-            self._product(f"{block.name}/mlp/down", block.mlp.down),
+            attention_norm, attention_norm if mlp_norm is None else mlp_norm,
+            product("attention/query_key_value", fused, inputs[0]),
+            product("attention/out", out, inputs[1]),
+            product("mlp/up", up, inputs[2]), product("mlp/down", down, inputs[3]),
             self._head_scale(attention) if c.qk_norm else None,
             _norm(block.attention_post_norm) if c.post_norms else None,
             _norm(block.mlp_post_norm) if c.post_norms else None)
+
+    def _smooth(self, inputs, attention_norm, mlp_norm, fused, out, up, down) -> None:
+        """Changes the inputs, matrices and norms of a layer in place."""
+        c = self.decoder.config
+        pairs = [(attention_norm, (0, fused), (2, up))] if mlp_norm is None else [
+            (attention_norm, (0, fused)), (mlp_norm, (2, up))]
+        for norm, *readers in pairs:
+            seen = np.max([np.abs(inputs[i]).max(0) for i, _ in readers], axis=0)
+            factor = factors(seen, *(matrix for _, (matrix, _) in readers))
+            norm /= factor
+            for i, (matrix, _) in readers:
+                matrix *= factor
+                inputs[i] /= factor
+        # Query heads that share a value head share its factors.
+        group = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
+        single = np.log(factors(np.abs(inputs[1]).max(0), out[0])).reshape(group)
+        factor = np.exp(single.mean(1, keepdims=True))
+        rows = slice((c.num_heads + c.num_kv_heads) * c.head_dim, None)
+        _scale_rows(fused, rows, 1 / factor.reshape(-1, 1))
+        factor = np.broadcast_to(factor, group).reshape(-1)
+        out[0][...] *= factor
+        inputs[1] /= factor
+        if c.gated_mlp:  # a plain activation is not linear in its input
+            factor = factors(np.abs(inputs[3]).max(0), down[0])
+            down[0][...] *= factor
+            inputs[3] /= factor
+            _scale_rows(up, slice(c.mlp_dim, None), 1 / factor[:, None])
 
     def _head_scale(self, attention: Attention) -> np.ndarray:
         c = self.decoder.config
@@ -107,23 +164,27 @@ class Packer:
         key = _array(attention.key_norm.scale)
         return np.stack([query] * c.num_heads + [key] * c.num_kv_heads)[:, None]
 
-    def _product(self, name: str, layer, rows=None) -> Product:
-        """A dense layer; `rows`, `[out, 1]`, scales its outputs."""
-        if type(layer) is not keras.layers.Dense or layer.activation is not keras.activations.linear:
-            raise _unsupported(layer)
-        matrix = _array(layer.kernel).T
-        bias = _array(layer.bias) if layer.use_bias else None
-        if rows is not None:
-            matrix = matrix * rows
-            bias = None if bias is None else bias * rows[:, 0]
-        return Product(self._matrix(name, matrix),
-                       None if bias is None else np.ascontiguousarray(bias, np.float32))
-
-    def _matrix(self, name: str, matrix: np.ndarray) -> Weight:
+    def _matrix(self, name: str, matrix: np.ndarray, inputs=None) -> Weight:
         bits, block = self.formats.of(name)
         if block:  # the largest that divides the rows, a whole row where none does
             block = max(b for b in BLOCKS if b <= block and (not b or matrix.shape[1] % b == 0))
+        if bits == 4 and inputs is not None:
+            return pack_int4(name, matrix, block, inputs)
         return pack(name, matrix, bits, block)
+
+
+def _dense(layer) -> tuple[np.ndarray, np.ndarray | None]:
+    """A matrix `[out, in]` and perhaps a bias `[out]`, both free to be changed."""
+    return (np.array(_array(layer.kernel).T, order="C"),
+            np.array(_array(layer.bias)) if layer.use_bias else None)
+
+
+def _scale_rows(dense, rows: slice, factor) -> None:
+    """Multiplies some outputs of a dense layer; `factor` is a scalar or `[rows, 1]`."""
+    matrix, bias = dense
+    matrix[rows] *= factor
+    if bias is not None:
+        bias[rows] *= np.reshape(factor, -1)
 
 
 def _norm(layer) -> np.ndarray:
@@ -133,7 +194,7 @@ def _norm(layer) -> np.ndarray:
 
 
 def _array(variable) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable)).astype(np.float32, copy=False)
+    return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
 
 
 def _unsupported(layer) -> TfspeedError:

@@ -1,6 +1,6 @@
 """Matrices in the forms that LiteRT's kernels read: float, int8 a row, int4 a row or in blocks.
 
-Symmetric, round to nearest: `w ≈ q · scale`. Activations stay float32 in the file; the kernels
+Symmetric: `w ≈ q · scale`. Activations stay float32 in the file; the kernels
 quantize them row by row to int8 as they go (XNNPACK's qd8 kernels).
 """
 
@@ -11,6 +11,8 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 
 BLOCKS = (0, 32, 64, 128)
+_CHUNK = 1 << 18  # values quantized at a time: they stay in the cache
+_SMALLEST = 6.2e-5  # of float16's normal numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,22 +65,58 @@ def pack(name: str, matrix: np.ndarray, bits: int, block: int = 0) -> Weight:
     if bits not in (8, 4) or block not in BLOCKS or (bits == 8 and block):
         raise TfspeedError("Weights have 32, 16, 8 or 4 bits; 4 may come in blocks of "
                            "32, 64 or 128.", bits=bits, block=block)
-    top = 127 if bits == 8 else 7
     width = block or shape[1]
     if shape[1] % width or (bits == 4 and shape[1] % 2):
         raise TfspeedError(f"The rows of {name} do not divide into blocks.", width=shape[1],
                            block=block, hint="Use a smaller block, or 8 bits.")
-    parts = matrix.reshape(shape[0], -1, width)
-    scales = np.abs(parts).max(-1) / top
-    scales = np.maximum(scales, 1e-8 if not block else 6e-8)  # a row of zeros; float16's least
-    if block:
-        scales = scales.astype(np.float16)
-    values = np.rint(parts / scales[..., None].astype(np.float32))
-    values = np.clip(values, -top - (bits == 4), top).astype(np.int8).reshape(shape)
+    parts = np.ascontiguousarray(matrix, np.float32).reshape(-1, width)
     if bits == 8:
-        return Weight(name, "INT8", shape, values, scales[:, 0].astype(np.float32))
-    flat = values.reshape(-1, 2).view(np.uint8) & 15
-    data = flat[:, 0] | (flat[:, 1] << 4)
-    if block:
-        return Weight(name, "INT4", shape, data, scales, block)
-    return Weight(name, "INT4", shape, data, scales[:, 0].astype(np.float32))
+        scales = np.maximum(np.abs(parts).max(-1), 1e-8) / 127
+        values = np.rint(parts / scales[:, None]).astype(np.int8).reshape(shape)
+        return Weight(name, "INT8", shape, values, scales.astype(np.float32))
+    scales = four_bit_scales(parts, in_blocks=bool(block))
+    values = np.clip(np.rint(parts / scales[:, None]), -8, 7).astype(np.int8).reshape(shape)
+    return packed_four_bits(name, values, scales.reshape(shape[0], -1), block)
+
+
+def packed_four_bits(name: str, values: np.ndarray, scales: np.ndarray, block: int) -> Weight:
+    """Args:
+        values: int8 in [-8, 7], `[out, in]`.
+        scales: float32 `[out, in / block]`, of `four_bit_scales`.
+    """
+    pairs = values.reshape(-1, 2).view(np.uint8) & 15
+    data = pairs[:, 0] | (pairs[:, 1] << 4)
+    kept = scales.astype(np.float16) if block else scales[:, 0]
+    return Weight(name, "INT4", values.shape, data, kept, block)
+
+
+def four_bit_scales(parts: np.ndarray, in_blocks: bool) -> np.ndarray:
+    """The scale of each row of `parts` that rounds it with the least squared error, float32.
+
+    The kernels want positive scales (so the trick of llama.cpp's Q4_0, a scale with the sign of
+    the value that stands out most, is not to be had): the best of a few steps is kept.
+
+    Args:
+        in_blocks: of scales that the kernels keep in bfloat16.
+    """
+    scales = np.empty(len(parts), np.float32)
+    rows = max(1, _CHUNK // parts.shape[1])
+    for at in range(0, len(parts), rows):
+        part = parts[at:at + rows]
+        largest = np.maximum(part.max(-1) / 7, part.min(-1) / -8)  # nothing is clipped
+        least = np.full(len(part), np.inf, np.float32)
+        for share in (1.0, 0.95, 0.9, 0.85, 0.8, 1.1):
+            scale = np.maximum(largest * share, _SMALLEST).astype(np.float32)
+            scale = _bfloat16(scale) if in_blocks else scale
+            tried = np.clip(np.rint(part / scale[:, None]), -8, 7)
+            error = np.square(part - tried * scale[:, None]).sum(-1)
+            better = error < least
+            least = np.where(better, error, least)
+            scales[at:at + rows][better] = scale[better]
+    return scales
+
+
+def _bfloat16(values: np.ndarray) -> np.ndarray:
+    """Rounded to the 8 significant bits that the kernels keep of a block's scale."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)

@@ -148,14 +148,15 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
             yield timing.token_s[-1] - timing.start_s
 
 
-def evaluate(candidates: list[Candidate], text: str, bar: Progress) -> None:
-    """Fills in the quality of every candidate against the first, the float32 baseline."""
-    reference = candidates[0]
-    windows, note = _windows(reference.model, text)
+def evaluate(candidates: list[Candidate], text: str, bar: Progress, reference=None) -> None:
+    """Fills in the quality of every candidate against the first, the float32 baseline, or against
+    another `score` function."""
+    reference = reference or candidates[0].engine.score
+    windows, note = text_windows(candidates[0].model, text)
     for candidate in candidates:
         with bar.task(f"quality of {candidate.strategy}", len(windows)) as advance:
             candidate.quality = quality.compare(
-                reference.engine.score, candidate.engine.score, windows,
+                reference, candidate.engine.score, windows,
                 progress=advance)
         if note:
             candidate.quality.pop("perplexity", None)
@@ -163,7 +164,7 @@ def evaluate(candidates: list[Candidate], text: str, bar: Progress) -> None:
             candidate.notes.append(note)
 
 
-def _windows(model: LanguageModel, text: str):
+def text_windows(model: LanguageModel, text: str):
     length = min(_WINDOW, model.context_length)
     if model.tokenizer is None:
         ids = np.random.default_rng(1).integers(0, model.vocabulary_size, _WINDOWS * length)
@@ -199,7 +200,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
         "weights_bytes": candidate.engine.weights_bytes, "file_bytes": _file_bytes(model.source),
         "strategy": candidate.strategy, "engine": candidate.engine.name,
         "devices": list(model.placement.devices) or [default_device()], "threads": threads,
-        "dtype": candidate.engine.dtype, "batch": workload.batch, "prompt_tokens": workload.prompt_tokens,
+        "dtype": candidate.engine.dtype, "batch": workload.batch,
+        "prompt_tokens": workload.prompt_tokens,
         "new_tokens": workload.new_tokens, "repetitions": len(candidate.timings),
         "load_s": candidate.load_s, "compile_s": candidate.compile_s, **latency,
         "peak_rss_bytes": candidate.peak_rss_bytes, "read_bandwidth_gb_per_s": bandwidth,

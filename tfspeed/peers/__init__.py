@@ -18,13 +18,28 @@ from tfspeed.errors import TfspeedError
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """What a peer needs: pinned packages, a worker script, and how its clock is to be read."""
+    """What a peer needs.
+
+    Attributes:
+        packages: pinned, installed into its own environment.
+        worker: the script, in this folder.
+        note: how its clock is to be read.
+        variants: what its worker is started with, one row each.
+        reads_gguf: whether it is handed the model's GGUF file, not a Hugging Face folder.
+        streams: whether it gives its tokens one by one.
+        environment: variables for its installation.
+    """
 
     packages: tuple[str, ...]
     worker: str
     note: str
+    variants: tuple[str, ...] = ("",)
+    reads_gguf: bool = False
+    streams: bool = False
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+_NO_AMX = "-mno-amx-int8 -mno-amx-tile -mno-amx-bf16"
 PEERS = {
     "keras_hub": Peer(
         ("keras-hub==0.32.0", "keras==3.15.1", "tensorflow==2.21.0", "tensorflow-text==2.21.1",
@@ -32,6 +47,12 @@ PEERS = {
         "keras_hub_worker.py",
         "KerasHub's generate() gives all tokens at once: its TTFT is that of a generate() of one "
         "token, its TPOT is (time of n tokens - time of one) / (n - 1)."),
+    "llama_cpp": Peer(
+        ("llama-cpp-python==0.3.36",), "llama_cpp_worker.py",
+        "llama.cpp reads the same GGUF, requantized by its own tool; compiled for this processor "
+        "without AMX, with which it crashes on this kind of virtual machine.",
+        variants=("Q8_0", "Q4_0"), reads_gguf=True, streams=True,
+        environment={"CMAKE_ARGS": f"-DCMAKE_C_FLAGS='{_NO_AMX}' -DCMAKE_CXX_FLAGS='{_NO_AMX}'"}),
 }
 _READY_S, _CALL_S = 600, 900
 
@@ -42,11 +63,13 @@ class PeerProcess:
     A worker that dies or hangs raises TfspeedError with the end of what it wrote to stderr.
     """
 
-    def __init__(self, name: str, python: Path, model_folder: Path, threads: int):
-        self.name = name
+    def __init__(self, name: str, python: Path, model: Path, threads: int, variant: str = ""):
+        self.name = f"{name} {variant}".strip()
+        self.variant, self.note = variant, PEERS[name].note
+        self.streams = PEERS[name].streams
         worker = Path(__file__).parent / PEERS[name].worker
         self._process = subprocess.Popen(
-            [str(python), str(worker), str(model_folder), str(threads)], text=True,
+            [str(python), str(worker), str(model), str(threads), variant], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow",
                  "PYTHONPATH": ""})
@@ -60,10 +83,17 @@ class PeerProcess:
             raise
 
     def call(self, prompts: list[list[int]], new_tokens: int) -> dict:
-        """`{"seconds": float, "tokens": [[…], …]}` of one generate call."""
-        request = json.dumps({"prompts": prompts, "new_tokens": new_tokens})
+        """`{"seconds": float, "tokens": [[…], …]}` of one generate call; `token_s` too where the
+        peer gives its tokens one by one."""
+        return self._ask({"prompts": prompts, "new_tokens": new_tokens})
+
+    def loss(self, windows: list[list[int]]) -> float | None:
+        """Mean loss of the next token inside of windows of tokens; None if it cannot tell."""
+        return self._ask({"windows": windows}).get("loss")
+
+    def _ask(self, request: dict) -> dict:
         try:
-            self._process.stdin.write(request + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except OSError:
             pass  # it has died: reading its answer says how
@@ -100,11 +130,13 @@ def install(name: str, say=print) -> Path:
     wanted = "\n".join(PEERS[name].packages)
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    say(f"Installing {name} into {folder} (once, a minute or two)")
+    compiles = " ten minutes: it is compiled" if PEERS[name].environment else " a minute or two"
+    say(f"Installing {name} into {folder} (once;{compiles})")
     for command in ([sys.executable, "-m", "venv", str(folder)],
                     [str(python), "-m", "pip", "install", "--quiet",
                      "--disable-pip-version-check", *PEERS[name].packages]):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True,
+                              env={**os.environ, **PEERS[name].environment})
         if done.returncode:
             raise TfspeedError(f"The peer {name} could not be installed.",
                                command=" ".join(command), hint=done.stderr.strip()[-500:])
