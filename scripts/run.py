@@ -19,8 +19,9 @@ from tfspeed import cli
 
 FLAGS = flags.FLAGS
 cli.define_common_flags(output="results.json")
-flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert (float32 weights), "
-                    "litert:int8, litert:int4, litert:float16, or litert:int4,PATTERN=FORMAT…")
+flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert (float32 "
+                    "weights), litert:int8, litert:int4, litert:float16, or "
+                    "litert:int4,PATTERN=FORMAT…")
 flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
                     "baseline row is float32 always")
 flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")

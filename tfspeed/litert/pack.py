@@ -43,13 +43,19 @@ class PackedBlock:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedDecoder:
-    """All of a decoder's weights; `head` is the embedding itself where the two are tied."""
+    """All of a decoder's weights; `head` is the embedding itself where the two are tied.
+
+    `head_split`, float32 `[2, hidden]`, takes the input of a quantized head apart into the
+    channels that stand out and the others, so that each gets a scale of its own: the head reads
+    its weights once for both rows. None where the head is in floats.
+    """
 
     embedding: Weight
     position_embedding: Weight | None
     blocks: list[PackedBlock]
     final_norm: np.ndarray  # float32 `[2, hidden]`
     head: Product
+    head_split: np.ndarray | None
 
     @property
     def weights(self) -> list[Weight]:
@@ -89,8 +95,11 @@ class Packer:
         else:
             matrix, bias = _dense(decoder.head)
             head = Product(self._matrix("head", matrix), bias)
+        split = None
+        if self._inputs is not None and head.weight.scales is not None:
+            split = _split(self._inputs.pop(id(decoder.final_norm)))
         return PackedDecoder(embedding, positions, [self._block(b) for b in decoder.blocks],
-                             _norm(decoder.final_norm), head)
+                             _norm(decoder.final_norm), head, split)
 
     def _check(self):
         for block in self.decoder.blocks:
@@ -171,6 +180,13 @@ class Packer:
         if bits == 4 and inputs is not None:
             return pack_int4(name, matrix, block, inputs)
         return pack(name, matrix, bits, block)
+
+
+def _split(hidden: np.ndarray) -> np.ndarray:
+    """Ones in the first row for channels that stand out, in the second for the others."""
+    highest = np.abs(hidden).max(0)
+    outstanding = highest > 3 * np.median(highest)
+    return np.stack([outstanding, ~outstanding]).astype(np.float32)
 
 
 def _dense(layer) -> tuple[np.ndarray, np.ndarray | None]:

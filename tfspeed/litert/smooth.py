@@ -29,15 +29,19 @@ def calibration_tokens(tokenizer, vocabulary: int, context: int) -> np.ndarray:
 
 
 def activations(decoder: Decoder, tokens: np.ndarray) -> dict[int, np.ndarray]:
-    """What each dense layer of the blocks reads, float16 `[length, in]`, by `id` of the layer."""
+    """What each dense layer of the blocks reads, float16 `[length, in]`, by `id` of the layer;
+    and what the head reads, by `id` of the final norm."""
     found: dict[int, np.ndarray] = {}
+
+    def keep(layer, x):
+        values = keras.ops.convert_to_numpy(x).reshape(-1, x.shape[-1])
+        found[id(layer)] = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
 
     def watch(layer):
         call = layer.call
 
         def watched(x, *args, **kwargs):
-            values = keras.ops.convert_to_numpy(x).reshape(-1, x.shape[-1])
-            found[id(layer)] = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+            keep(layer, x)
             return call(x, *args, **kwargs)
 
         layer.call = watched
@@ -49,7 +53,8 @@ def activations(decoder: Decoder, tokens: np.ndarray) -> dict[int, np.ndarray]:
                 watch(layer)
                 undo.callback(layer.__dict__.pop, "call")
         lengths = np.asarray([tokens.shape[1]], np.int32)
-        decoder.forward(tokens, lengths, decoder.initial_state(1, tokens.shape[1]))
+        hidden, _ = decoder.forward(tokens, lengths, decoder.initial_state(1, tokens.shape[1]))
+    keep(decoder.final_norm, hidden)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Progress bars on standard error; one line a task where it is no terminal."""
+"""Progress bars on standard error; silent where it is no terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,8 +20,6 @@ class Progress:
                    rich.progress.TimeElapsedColumn(), rich.progress.TimeRemainingColumn())
         shown = rich.progress.Progress(*columns, console=self.console, transient=True,
                                        disable=not self.console.is_terminal)
-        if not self.console.is_terminal:
-            self.say(f"{what} ...")
         with shown:
             task = shown.add_task(what, total=total)
             yield lambda: shown.advance(task)
