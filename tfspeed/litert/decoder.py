@@ -64,15 +64,16 @@ class Lowering:
             outputs |= zip(cache_names(c)[2 * layer:2 * layer + 2], pair, strict=True)
         if logits:
             x = self._norm(x, self.packed.final_norm)
-            outputs["logits"] = self._softcap(self._head(x), c.logit_softcap)
+            x = self._product(x, self.packed.head)
+            outputs["logits"] = self._softcap(x, c.logit_softcap)
         g.finish(outputs)
 
     def _embed(self, tokens, starts) -> Tensor:
         c, g = self.config, self.graph
         flat = g.reshape(tokens, (self.batch * self.length,))
         x = g.embedding(flat, self.packed.embedding)
-        if c.embedding_scale != 1.0:
-            x = g.mul(x, c.embedding_scale)
+        if self.packed.embedding_scale is not None:
+            x = g.mul(x, g.constant(self.packed.embedding_scale[None]))
         x = g.reshape(x, (self.batch, self.length, c.hidden_dim))
         if c.positions == "learned":
             # Padding on the left and on the right lies outside of the table.
@@ -206,18 +207,6 @@ class Lowering:
         if kind == "relu":
             return g.unary("RELU", x)
         return g.gelu(x, approximate=kind == "gelu_tanh")
-
-    def _head(self, x):
-        c, g, split = self.config, self.graph, self.packed.head_split
-        if split is None:
-            return self._product(x, self.packed.head)
-        x = g.mul(g.reshape(x, (self.batch * self.length, 1, c.hidden_dim)),
-                  g.constant(split[None]))
-        bias = self.packed.head.bias  # once, not for both rows
-        x = g.fully_connected(x, self.packed.head.weight)
-        x = g.add(g.slice(x, 1, 0, 1), g.slice(x, 1, 1, 1))
-        x = g.reshape(x, (self.batch, self.length, c.vocabulary_size))
-        return x if bias is None else g.add(x, g.constant(bias.reshape(1, 1, -1)))
 
     def _norm(self, x, norm: np.ndarray):
         g = self.graph

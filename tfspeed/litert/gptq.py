@@ -7,9 +7,10 @@ Source: GPTQ, arXiv:2210.17323 (lazy batches, Cholesky form; columns in their ow
 
 import numpy as np
 
+from tfspeed.litert.smooth import normalized
 from tfspeed.litert.weights import Weight, four_bit_scales, packed_four_bits
 
-_DAMPING = 0.4  # share of the mean diagonal: the calibration text is short, directions are unseen
+_DAMPING = 0.2  # share of the mean diagonal: the text is short, some directions are hardly seen
 
 
 def pack_int4(name: str, matrix: np.ndarray, block: int, inputs: np.ndarray) -> Weight:
@@ -40,14 +41,10 @@ def pack_int4(name: str, matrix: np.ndarray, block: int, inputs: np.ndarray) -> 
 
 
 def _inverse_root(inputs: np.ndarray) -> np.ndarray:
-    """Upper Cholesky factor of the inverse of `XᵀX`, float32 `[in, in]`.
-
-    Every token counts the same: in a language model the first one can be a hundred times as large
-    as the others, and would be all that is fitted.
-    """
-    x = inputs.astype(np.float64)
-    x /= np.maximum(np.sqrt(np.square(x).mean(1, keepdims=True)), 1e-9)
-    hessian = x.T @ x
+    """Upper Cholesky factor of the inverse of `XᵀX`, float32 `[in, in]`, each token as large as
+    the others."""
+    x = normalized(inputs)
+    hessian = (x.T @ x).astype(np.float64)
     diagonal = np.einsum("ii->i", hessian)
     diagonal += _DAMPING * diagonal.mean() + 1e-12
     return np.linalg.cholesky(np.linalg.inv(hessian)).T.astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.gptq import pack_int4
-from tfspeed.litert.smooth import activations, factors
+from tfspeed.litert.smooth import factors, walk
 from tfspeed.litert.weights import BLOCKS, Weight, pack
 from tfspeed.models.decoder import MLP, Attention, Block, Decoder
 
@@ -43,19 +43,18 @@ class PackedBlock:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedDecoder:
-    """All of a decoder's weights; `head` is the embedding itself where the two are tied.
+    """All of a decoder's weights; `head` is the embedding itself where the two are tied and of
+    one format.
 
-    `head_split`, float32 `[2, hidden]`, takes the input of a quantized head apart into the
-    channels that stand out and the others, so that each gets a scale of its own: the head reads
-    its weights once for both rows. None where the head is in floats.
+    `embedding_scale`, float32 `[hidden]` or None, multiplies a row that was looked up.
     """
 
     embedding: Weight
+    embedding_scale: np.ndarray | None
     position_embedding: Weight | None
     blocks: list[PackedBlock]
     final_norm: np.ndarray  # float32 `[2, hidden]`
     head: Product
-    head_split: np.ndarray | None
 
     @property
     def weights(self) -> list[Weight]:
@@ -73,33 +72,47 @@ class Packer:
     """Packs a `Decoder`, one layer in memory at a time.
 
     Args:
-        calibration: int32 tokens `[1, length]` that show what the products read, for `smooth`
+        calibration: int32 tokens `[windows, length]` that show what the products read, for `smooth`
             and `gptq`; without them, weights are rounded as they are.
     """
 
     def __init__(self, decoder: Decoder, formats: Formats, calibration=None):
-        self.decoder, self.formats = decoder, formats
+        self.decoder, self.formats, self.calibration = decoder, formats, calibration
         self._check()
-        self._inputs = None if calibration is None else activations(decoder, calibration)
 
     def pack(self) -> PackedDecoder:
         decoder, c = self.decoder, self.decoder.config
-        table = _array(decoder.embedding.embeddings)
+        blocks: list[PackedBlock] = []
+        hidden = None
+        if self.calibration is None:
+            blocks = [self._block(block, None) for block in decoder.blocks]
+        else:
+            hidden = walk(decoder, self.calibration,
+                          lambda block, inputs: blocks.append(self._block(block, inputs)))
+        table, bias = np.array(_array(decoder.embedding.embeddings)), None
+        final_norm = _norm(decoder.final_norm)
+        scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
+        matrix = table
+        if decoder.head is not None:
+            matrix, bias = _dense(decoder.head)
+        if self.calibration is not None:
+            factor = factors(hidden, matrix)
+            final_norm /= factor
+            matrix *= factor
+            if matrix is table:  # tied: a row that is looked up must be what it was
+                scale /= factor
+            hidden /= factor
         embedding = self._matrix("embedding", table)
         positions = None
         if c.positions == "learned":  # a row a token is read: nothing to win by fewer bits
             positions = pack("position_embedding", _array(decoder.position_embedding.embeddings),
                              32)
-        if decoder.head is None:
-            head = Product(embedding, None)
+        if matrix is table and self.formats.of("head") == self.formats.of("embedding"):
+            head = embedding
         else:
-            matrix, bias = _dense(decoder.head)
-            head = Product(self._matrix("head", matrix), bias)
-        split = None
-        if self._inputs is not None and head.weight.scales is not None:
-            split = _split(self._inputs.pop(id(decoder.final_norm)))
-        return PackedDecoder(embedding, positions, [self._block(b) for b in decoder.blocks],
-                             _norm(decoder.final_norm), head, split)
+            head = self._matrix("head", matrix, hidden)
+        return PackedDecoder(embedding, None if (scale == 1).all() else scale, positions,
+                             blocks, final_norm, Product(head, bias))
 
     def _check(self):
         for block in self.decoder.blocks:
@@ -113,7 +126,7 @@ class Packer:
                     or layer.activation is not keras.activations.linear):
                 raise _unsupported(layer)
 
-    def _block(self, block: Block) -> PackedBlock:
+    def _block(self, block: Block, seen: dict[int, np.ndarray] | None) -> PackedBlock:
         c, attention, mlp = self.decoder.config, block.attention, block.mlp
         attention_norm = _norm(block.attention_norm)
         mlp_norm = None if block.mlp_norm is None else _norm(block.mlp_norm)
@@ -122,8 +135,8 @@ class Packer:
         if not c.qk_norm:  # where heads are normed afterwards, the scale waits for that
             _scale_rows(fused, slice(0, c.num_heads * c.head_dim), c.query_scale)
         inputs: list = [None] * 4
-        if self._inputs is not None:
-            inputs = [self._inputs.pop(id(layer)).astype(np.float32) for layer in (
+        if seen is not None:
+            inputs = [seen[id(layer)] for layer in (
                 attention.query_key_value, attention.out, mlp.up, mlp.down)]
             self._smooth(inputs, attention_norm, mlp_norm, fused, out, up, down)
 
@@ -146,15 +159,15 @@ class Packer:
         pairs = [(attention_norm, (0, fused), (2, up))] if mlp_norm is None else [
             (attention_norm, (0, fused)), (mlp_norm, (2, up))]
         for norm, *readers in pairs:
-            seen = np.max([np.abs(inputs[i]).max(0) for i, _ in readers], axis=0)
-            factor = factors(seen, *(matrix for _, (matrix, _) in readers))
+            # All read the same normed values; where the norm is shared, both saw them.
+            factor = factors(inputs[readers[0][0]], *(matrix for _, (matrix, _) in readers))
             norm /= factor
             for i, (matrix, _) in readers:
                 matrix *= factor
                 inputs[i] /= factor
         # Query heads that share a value head share its factors.
         group = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-        single = np.log(factors(np.abs(inputs[1]).max(0), out[0])).reshape(group)
+        single = np.log(factors(inputs[1], out[0])).reshape(group)
         factor = np.exp(single.mean(1, keepdims=True))
         rows = slice((c.num_heads + c.num_kv_heads) * c.head_dim, None)
         _scale_rows(fused, rows, 1 / factor.reshape(-1, 1))
@@ -162,7 +175,7 @@ class Packer:
         out[0][...] *= factor
         inputs[1] /= factor
         if c.gated_mlp:  # a plain activation is not linear in its input
-            factor = factors(np.abs(inputs[3]).max(0), down[0])
+            factor = factors(inputs[3], down[0])
             down[0][...] *= factor
             inputs[3] /= factor
             _scale_rows(up, slice(c.mlp_dim, None), 1 / factor[:, None])
@@ -180,13 +193,6 @@ class Packer:
         if bits == 4 and inputs is not None:
             return pack_int4(name, matrix, block, inputs)
         return pack(name, matrix, bits, block)
-
-
-def _split(hidden: np.ndarray) -> np.ndarray:
-    """Ones in the first row for channels that stand out, in the second for the others."""
-    highest = np.abs(hidden).max(0)
-    outstanding = highest > 3 * np.median(highest)
-    return np.stack([outstanding, ~outstanding]).astype(np.float32)
 
 
 def _dense(layer) -> tuple[np.ndarray, np.ndarray | None]:

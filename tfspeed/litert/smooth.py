@@ -3,68 +3,92 @@
 Kernels quantize each row of activations with one scale; a few channels that stand out leave the
 others two or three bits. A factor a channel moves that difference into the weights, exactly in
 real numbers: `W x = (W · t) (x / t)`. The division costs nothing: it goes into the norm, or into
-the rows of the product, that made `x`. Source: SmoothQuant, arXiv:2211.10438, alpha 0.5.
+the rows of the product, that made `x`. Source: SmoothQuant, arXiv:2211.10438; by
+the root mean square of a channel, for the largest value grows with the text that is read.
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from tfspeed.models.decoder import Decoder
+from tfspeed.models.decoder import Block, Decoder
 
 CALIBRATION_TEXT = Path(__file__).parents[1] / "data" / "calibration_text.txt"
-_LARGEST = 65504.0  # of float16
-_TOKENS = 1024  # at most; a few hundred show the channels that stand out
+_ALPHA = 0.4  # 0: only the weights are evened out; 1: only the activations
+_WINDOW, _WINDOWS = 256, 24  # fewer tokens leave GPTQ directions that it has not seen
 
 
 def calibration_tokens(tokenizer, vocabulary: int, context: int) -> np.ndarray:
-    """int32 `[1, length]`: the project's calibration text, or random tokens without a tokenizer."""
-    length = min(_TOKENS, context)
+    """int32 `[windows, length]`: the project's calibration text, or random tokens without a
+    tokenizer."""
+    length = min(_WINDOW, context)
     if tokenizer is None:
-        return np.random.default_rng(0).integers(0, vocabulary, (1, min(length, 256)), np.int32)
+        return np.random.default_rng(0).integers(0, vocabulary, (1, length), np.int32)
     ids = tokenizer.encode(CALIBRATION_TEXT.read_text(encoding="utf-8"))
-    return np.asarray([ids[:length]], np.int32)
+    count = min(_WINDOWS, len(ids) // length)
+    return np.asarray(ids[:count * length], np.int32).reshape(count, length)
 
 
-def activations(decoder: Decoder, tokens: np.ndarray) -> dict[int, np.ndarray]:
-    """What each dense layer of the blocks reads, float16 `[length, in]`, by `id` of the layer;
-    and what the head reads, by `id` of the final norm."""
+def walk(decoder: Decoder, tokens: np.ndarray,
+         see: Callable[[Block, dict[int, np.ndarray]], None]) -> np.ndarray:
+    """Reads tokens `[windows, length]`, layer by layer; only one layer's activations are kept.
+
+    Args:
+        see: called after each block with what its dense layers have read, float32
+            `[windows * length, in]` by `id` of the layer.
+
+    Returns:
+        What the head reads, float32 `[windows * length, hidden]`.
+    """
     found: dict[int, np.ndarray] = {}
 
-    def keep(layer, x):
-        values = keras.ops.convert_to_numpy(x).reshape(-1, x.shape[-1])
-        found[id(layer)] = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+    def rows(x):
+        return np.array(keras.ops.convert_to_numpy(x), np.float32).reshape(-1, x.shape[-1])
 
     def watch(layer):
         call = layer.call
 
         def watched(x, *args, **kwargs):
-            keep(layer, x)
+            if isinstance(layer, Block):
+                result = call(x, *args, **kwargs)
+                see(layer, dict(found))
+                found.clear()
+                return result
+            found[id(layer)] = rows(x)
             return call(x, *args, **kwargs)
 
         layer.call = watched
+        undo.callback(layer.__dict__.pop, "call")
 
     with contextlib.ExitStack() as undo:
         for block in decoder.blocks:
-            for layer in (block.attention.query_key_value, block.attention.out, block.mlp.up,
-                          block.mlp.down):
+            for layer in (block, block.attention.query_key_value, block.attention.out,
+                          block.mlp.up, block.mlp.down):
                 watch(layer)
-                undo.callback(layer.__dict__.pop, "call")
-        lengths = np.asarray([tokens.shape[1]], np.int32)
-        hidden, _ = decoder.forward(tokens, lengths, decoder.initial_state(1, tokens.shape[1]))
-    keep(decoder.final_norm, hidden)
-    return found
+        lengths = np.full(tokens.shape[0], tokens.shape[1], np.int32)
+        state = decoder.initial_state(*tokens.shape)
+        hidden, _ = decoder.forward(tokens, lengths, state)
+    return rows(hidden)
+
+
+def normalized(inputs: np.ndarray) -> np.ndarray:
+    """Rows of RMS 1. A kernel gives each token a scale of its own, so each counts the same here;
+    in a language model the first one can be a hundred times as large as the others."""
+    return inputs / np.maximum(np.sqrt(np.square(inputs).mean(1, keepdims=True)), 1e-9)
 
 
 def factors(inputs: np.ndarray, *matrices: np.ndarray) -> np.ndarray:
     """`t` of each channel, float32 `[in]`, geometric mean 1.
 
     Args:
-        inputs: largest magnitudes of the activations, `[in]`.
+        inputs: `[tokens, in]`.
         matrices: the `[out, in]` matrices that read them.
     """
+    activations = np.sqrt(np.square(normalized(inputs)).mean(0))
     weights = np.max([np.abs(m).max(0) for m in matrices], axis=0)
-    factor = np.sqrt(np.maximum(inputs, 1e-5) / np.maximum(weights, 1e-5))
+    factor = (np.maximum(activations, 1e-5) ** _ALPHA
+              / np.maximum(weights, 1e-5) ** (1 - _ALPHA))
     return (factor / np.exp(np.log(factor).mean())).astype(np.float32)
