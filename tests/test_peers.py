@@ -27,6 +27,13 @@ for line in sys.stdin:
     print(json.dumps({"seconds": 0.5 + 0.1 * (count - 1),
                       "tokens": [[7] * count for _ in request["prompts"]]}), flush=True)
 """
+STREAM = """
+import json, sys
+print(json.dumps({"load_s": 1.0, "weights_bytes": 4000}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.9, "tokens": [[7] * 5], "token_s": [0.3, 0.4, 0.5, 0.6, 0.9]}),
+          flush=True)
+"""
 DIE = TALK.replace("    count", "    sys.stderr.write('out of luck'); sys.exit(3)\n    count")
 HANG = "import time; time.sleep(1000)"
 
@@ -52,7 +59,7 @@ def test_a_peer_is_timed_beside_ours(fake, monkeypatch):
     process.close()
     assert [len(c.timings) for c in ours] == [3]
     assert len(timed["fake"]) == 3
-    peer, mine = bench_job.all_rows(ours, ["fake"], timed, tokens, 2, 10.0)
+    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2, 10.0)
     assert peer["tpot_s"]["median"] == pytest.approx(0.1)
     assert peer["ttft_s"]["median"] == pytest.approx(0.5)
     assert peer["same_tokens"] is False
@@ -60,6 +67,37 @@ def test_a_peer_is_timed_beside_ours(fake, monkeypatch):
     assert "speedup" not in peer
     assert mine["speedup"]["tpot"]["ratio"] == pytest.approx(
         0.1 / mine["tpot_s"]["median"], rel=1e-6)
+
+
+def test_one_new_token_has_no_step(fake, monkeypatch):
+    monkeypatch.setattr(experiment, "load", lambda *_: tiny_decoder())
+    process = fake(TALK)
+    workload = Workload(8, 1, 1, repetitions=1)
+    ours = [experiment.prepare("tiny", strategies.create("baseline"), "graph", workload, "")]
+    timed, tokens = {}, {}
+    bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
+    process.close()
+    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2, 10.0)
+    assert "tpot_s" not in peer
+    assert peer["ttft_s"]["median"] == pytest.approx(0.5)
+    assert mine["speedup"]["ttft"]["low"] is None  # one sample has no interval
+
+
+def test_a_streaming_peer_tells_its_own_times_and_quality(fake, monkeypatch):
+    monkeypatch.setattr(experiment, "load", lambda *_: tiny_decoder())
+    process = fake(STREAM)
+    process.streams, process.variant = True, "Q8_0"
+    workload = Workload(8, 5, 1, repetitions=2)
+    ours = [experiment.prepare("tiny", strategies.create("baseline"), "graph", workload, "")]
+    timed, tokens, quality = {}, {}, {}
+    bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
+    bench_job.evaluate(ours, {"fake": process}, quality, "", Progress())
+    process.close()
+    peer, _ = bench_job.all_rows(ours, {"fake": process}, timed, tokens, quality, 2, 10.0)
+    assert peer["ttft_s"]["median"] == pytest.approx(0.3)
+    assert peer["itl_s"]["samples"] == pytest.approx([0.1, 0.1, 0.1, 0.3] * 2)
+    assert peer["weights_bytes"] == 4000
+    assert quality == {}  # random tokens: perplexity says nothing
 
 
 def test_a_peer_that_dies_is_a_clear_error(fake):

@@ -112,12 +112,18 @@ def interleave(ours, running, timed, tokens, bar) -> None:
 
 
 def peer_timing(process, prompts, new_tokens: int):
-    """A peer's generate call as a `Timing`; the tokens of one that does not stream are taken as
-    evenly spaced."""
+    """A peer's generate call as a `Timing`.
+
+    The tokens of one that does not stream are taken as evenly spaced between its first one and
+    its last. It reads its prompt padded to the whole length, so that its first token comes when a
+    call with a prompt of that length, for one token, is over.
+    """
     if process.streams:
         whole = process.call(prompts, new_tokens)
         return metrics.Timing(0.0, whole["token_s"]), whole["tokens"]
-    first = process.call(prompts, 1)["seconds"]
+    count = len(prompts[0]) + new_tokens - 1
+    padded = [(prompt * (1 + count // len(prompt)))[:count] for prompt in prompts]
+    first = process.call(padded, 1)["seconds"]
     whole = process.call(prompts, new_tokens)
     times = np.linspace(first, max(first, whole["seconds"]), new_tokens)
     return metrics.Timing(0.0, times.tolist()), whole["tokens"]
@@ -158,6 +164,8 @@ def peer_row(process, like: dict, ours: Candidate, timings, tokens, bandwidth) -
             "same_tokens": bool(np.array_equal(np.asarray(tokens), ours.tokens)),
             "notes": [process.note]}
     if not process.streams:
-        del row["itl_s"]  # a peer that gives all tokens at once has no gaps to measure
+        row.pop("itl_s", None)  # a peer that gives all tokens at once has no gaps to measure
+    if "tpot_s" not in row or "step_bytes" not in row:  # one new token: there is no step
+        return row
     return row | metrics.roofline(row["step_bytes"], row["tpot_s"]["median"], row["batch"],
                                   bandwidth)

@@ -1,5 +1,6 @@
 """What all scripts share: quiet start, flags made from options, clean errors, exit codes."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -58,6 +59,8 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 def define_strategy_options(argv: Sequence[str]) -> None:
     """Makes the flags of the strategies that `argv` names (of all of them for `--help`), so that
     only those are imported."""
+    with contextlib.suppress(flags.Error, OSError):  # main tells of it
+        argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True)
     text = "+".join(value for flag, value in _pairs(argv) if flag.lstrip("-") == "strategy")
     quiet_tensorflow()
     import strategies

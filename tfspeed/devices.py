@@ -18,8 +18,10 @@ def available_cores() -> int:
 
 def set_threads(threads: int) -> int:
     """Limits TensorFlow to `threads` threads an operator; 0 means all cores. Returns the count."""
-    if threads < 0:
-        raise TfspeedError("--threads must be 0 (all cores) or more.", threads=threads)
+    most = 4 * max(available_cores(), os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise TfspeedError(f"--threads must be 0 (all cores) or at most {most}, four times the "
+                           "cores there are.", threads=threads)
     count = threads or available_cores()
     if tf.config.threading.get_intra_op_parallelism_threads() == count:
         return count

@@ -25,6 +25,8 @@ def run(flags) -> int | None:
         return None
     # Everything that can be wrong is looked at before anything slow starts.
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.seed)
+    if flags.prompt is not None and not flags.prompt.strip():
+        raise TfspeedError("--prompt must hold some text.", prompt=flags.prompt)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
     engines.check(flags.engine)
@@ -95,7 +97,8 @@ def answer(engine, prompt: str, new_tokens: int | None, sampling: Sampling) -> N
     room = engine.model.context_length - len(ids)
     tokens = engine.generate([ids], new_tokens or max(1, min(128, room)), sampling,
                              tokenizer.eos_ids)
-    for piece in tokenizer.stream(int(token[0]) for token in tokens):
+    shown = () if tokenizer.chat_template else ids
+    for piece in tokenizer.stream((int(token[0]) for token in tokens), shown):
         print(piece, end="", flush=True)
     print("\n")
 
@@ -111,9 +114,13 @@ def read_text(path: str | None) -> str:
 
 def check_writable(path: str) -> None:
     """Refuses an output file that cannot be written, before hours are spent on its content."""
-    folder = Path(path).resolve().parent
-    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise TfspeedError("--output must be a file in a writable folder.", output=path)
+    try:
+        folder = Path(path).resolve().parent
+        fits = not Path(path).is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+    except (OSError, ValueError):  # a name longer than any file's, or with a NUL in it
+        fits = False
+    if not fits:
+        raise TfspeedError("--output must be a file in a writable folder.", output=path[:200])
 
 
 def write_report(rows: list[dict], flags) -> None:

@@ -30,9 +30,15 @@ def test_top_k_keeps_the_k_likeliest():
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.51, 2), (0.9, 3), (0.901, 4), (1.0, 5),
-                                             (1e-6, 1)])
+                                             (1e-6, 1), (1e-45, 1), (1e-60, 1)])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p, kept):
     assert (draw(4000, top_p=top_p) > 0).sum() == kept
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-40, 1e-60])
+def test_a_tiny_temperature_is_nearly_greedy(temperature):
+    assert draw(50, temperature=temperature).argmax() == draw(4000).argmax()
+    assert draw(50, temperature=temperature).max() == 1
 
 
 def test_a_row_draws_the_same_wherever_it_is_placed():
@@ -40,7 +46,8 @@ def test_a_row_draws_the_same_wherever_it_is_placed():
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": float("nan")},
-                                 {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}])
+                                 {"top_k": -1}, {"top_k": 2**31}, {"top_p": 0.0}, {"top_p": 1.5},
+                                 {"seed": -1}])
 def test_bad_settings(bad):
     (name, _), = bad.items()
     with pytest.raises(TfspeedError, match=name):

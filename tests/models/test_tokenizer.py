@@ -8,7 +8,7 @@ import pytest
 
 from tfspeed.errors import TfspeedError
 from tfspeed.models.tokenizer import Tokenizer, tokenizer_from_folder
-from tfspeed.models.tokenizer_gguf import tokenizer_from_gguf
+from tfspeed.models.tokenizer_gguf import pre_tokenizer_note, tokenizer_from_gguf
 from tfspeed.models.tokenizer_glassllm import tokenizer_from_glassllm
 
 TEXTS = ["Hello, world!", "  two  spaces,\ttabs\n\n\nand lines \n", "1234567890 and 3.14159",
@@ -137,6 +137,19 @@ def test_sentence_piece():
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == "".join(tokenizer.stream(ids)) == text
+
+
+def test_a_stream_that_continues_a_text_keeps_its_space():
+    tokenizer = tokenizer_from_gguf(sentence_piece())
+    ids = tokenizer.encode("a b", add_bos=False)
+    cut = len(tokenizer.encode("a", add_bos=False))
+    assert "".join(tokenizer.stream(ids[cut:], ids[:cut])) == " b"
+
+
+def test_an_unknown_pre_tokenizer_is_told():
+    assert pre_tokenizer_note(byte_level(pre="smollm")) == ()
+    assert pre_tokenizer_note(byte_level(pre="gpt-4o")) == ()
+    assert "new-one" in pre_tokenizer_note(byte_level(pre="new-one"))[0]
 
 
 def test_sentence_piece_without_space_prefix():

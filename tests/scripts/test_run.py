@@ -104,6 +104,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\xff\xff")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
+    (tmp_path / "flags").write_text("--strategy=mirrored\n--mirrored_replicas=-3\n")
     (tmp_path / "bad.keras").write_text("not a zip")
     cases = {
         "--strategy=faster": "strategy='faster'",
@@ -125,6 +126,13 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--logdir=file/logs": "logdir='file/logs'",
         "--output=nowhere/x.json": "output='nowhere/x.json'",
         "--eval_text=nowhere.txt": "eval_text='nowhere.txt'",
+        "--flagfile=flags": "replicas=-3",
+        "--flagfile=nowhere": "nowhere",
+        "--model=~nosuchuser/model.gguf": "~nosuchuser",
+        "--model=" + "x" * 300 + ".gguf": "--model cannot be",
+        "--output=" + "x" * 300: "--output must be",
+        "--threads=3000000000": "threads=3000000000",
+        "--prompt= ": "prompt=",
     }
     started = {}
     for flag in cases:

@@ -27,8 +27,9 @@ class Sampling:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise TfspeedError("temperature must be 0 (greedy) or more.",
                                temperature=self.temperature)
-        if self.top_k < 0:
-            raise TfspeedError("top_k must be 0 (all tokens) or more.", top_k=self.top_k)
+        if not 0 <= self.top_k < 2**31:
+            raise TfspeedError("top_k must lie in [0, 2**31), 0 for all tokens.",
+                               top_k=self.top_k)
         if not 0 < self.top_p <= 1:
             raise TfspeedError("top_p must lie in (0, 1].", top_p=self.top_p)
         if not 0 <= self.seed < 2**31:
@@ -57,15 +58,18 @@ def sample(logits, temperature, top_k, top_p, row_seeds):
     All parameters are tensors, so that changing one retraces nothing: `temperature` and `top_p`
     float32 scalars, `top_k` an int32 scalar, `row_seeds` int32 `[batch, 2]`.
     """
-    logits = logits / temperature
+    # From 0 down, so that a tiny temperature makes -inf of the others and no NaN of the best.
+    logits = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / tf.maximum(
+        temperature, 1e-30)
     ordered = tf.sort(logits, axis=-1, direction="DESCENDING")
     vocabulary = tf.shape(logits)[-1]
     rank = tf.range(vocabulary)[None, :]
     kept = tf.where(top_k > 0, top_k, vocabulary)
     probabilities = tf.nn.softmax(tf.where(rank < kept, ordered, -math.inf), axis=-1)
-    # A token stays if the probability before it has not reached p: the first always does.
+    # A token stays if the probability before it has not reached p: the first always does, also
+    # where p is too small for a float32.
     before = tf.cumsum(probabilities, axis=-1, exclusive=True)
-    inside = (before < top_p) & (rank < kept)
+    inside = ((before < top_p) | (rank == 0)) & (rank < kept)
     count = tf.reduce_sum(tf.cast(inside, tf.int32), axis=-1, keepdims=True)
     threshold = tf.reduce_sum(tf.where(rank == count - 1, ordered, 0.0), axis=-1, keepdims=True)
     logits = tf.where(logits >= threshold, logits, -math.inf)

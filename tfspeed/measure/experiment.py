@@ -65,6 +65,7 @@ class Candidate:
     notes: list[str]
     timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
     tokens: np.ndarray | None = None
+    steady: bool = True  # whether every timed generation gave these tokens
     quality: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -87,16 +88,20 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
             loaded = strategy.apply(load(model, dtype))
         load_s = time.perf_counter() - start
         workload = workload.fitted(loaded)
-        made = create_engine(engine, loaded)
+        # Also what is used only later is looked at before the clock starts.
         prompts = measured_prompts(loaded, workload, text)
-        first = time_generation(made, prompts, workload.new_tokens, limit=2)
-    active, replicas = _active_replicas(loaded, workload.batch), len(loaded.placement.devices)
+        text_windows(loaded, text)
+        start = time.perf_counter()
+        made = create_engine(engine, loaded)
+        time_generation(made, prompts, workload.new_tokens, limit=2)
+        compile_s = time.perf_counter() - start
+    replicas = len(loaded.placement.devices)
     notes = [*loaded.notes, *strategy.report(), *made.notes]
-    if active < replicas:
-        notes.append(f"{active} of {replicas} replicas had work at batch {workload.batch}: raise "
-                     "--batch to use them all.")
+    if workload.batch % max(1, replicas):
+        notes.append(f"A batch of {workload.batch} leaves replicas without work of their own: "
+                     f"make --batch a multiple of {replicas}.")
     return Candidate(strategy.name, made, workload, prompts, load_s,
-                     compile_s=first.token_s[-1] - first.start_s,
+                     compile_s=compile_s,
                      peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
                      runtime_rss_bytes=runtime, notes=notes)
 
@@ -144,7 +149,10 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
                                      candidate.workload.new_tokens, collect=collected)
             if round_number:
                 candidate.timings.append(timing)
-            candidate.tokens = np.stack(collected, axis=1)
+            made = np.stack(collected, axis=1)
+            if candidate.timings[1:]:
+                candidate.steady &= np.array_equal(made, candidate.tokens)
+            candidate.tokens = made
             yield timing.token_s[-1] - timing.start_s
 
 
@@ -215,7 +223,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
                                    bandwidth)}
     row |= candidate.quality
     if candidate is not baseline and baseline.timings:
-        row["same_tokens"] = bool(np.array_equal(candidate.tokens, baseline.tokens))
+        row["same_tokens"] = bool(candidate.steady and baseline.steady and np.array_equal(
+            candidate.tokens, baseline.tokens))
         reference = metrics.latency(baseline.timings, workload.batch, workload.prompt_tokens)
         row["speedup"] = {
             name.removesuffix("_s"): metrics.speedup(reference[name]["samples"],
@@ -226,7 +235,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
 
 
 def _active_replicas(model: LanguageModel, batch: int) -> int:
-    return max(1, min(len(model.placement.devices), batch))
+    """One row stays on one replica; more are filled up, by repeating one, to a share for all."""
+    return 1 if batch == 1 else max(1, len(model.placement.devices))
 
 
 def _file_bytes(source) -> int | None:

@@ -11,7 +11,8 @@ DEFINITIONS = {
     "weights_bytes": "bytes of all variables of one copy of the model",
     "file_bytes": "bytes of the file or folder that the model was loaded from",
     "load_s": "seconds from the call of load to a built, filled and wrapped model",
-    "compile_s": "seconds of the first prefill and the first step: tracing, compiling, running",
+    "compile_s": "seconds of making the engine (a packed one rounds its weights here) and of the "
+                 "first prefill and step: tracing, compiling, running",
     "ttft_s": "seconds from the call of generate to the first token on the host",
     "tpot_s": "seconds per token after the first: (t_last - t_first) / (n - 1)",
     "itl_s": "seconds between neighbouring tokens, all gaps of all repetitions",
@@ -33,7 +34,7 @@ DEFINITIONS = {
     "perplexity_delta": "perplexity / that of the float32 baseline - 1; 0.01 is +1 %",
     "kl_divergence": "mean KL(baseline || candidate) of the next-token distributions, in nats",
     "top1_agreement": "share of positions where both find the same token likeliest",
-    "same_tokens": "whether all greedy tokens of the timed generations equal the baseline's",
+    "same_tokens": "whether the greedy tokens of every timed generation equal the baseline's",
     "speedup": "median baseline latency / median candidate latency, with a 95 % bootstrap "
                "interval; over 1 is faster",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
@@ -69,7 +70,8 @@ def latency(timings: Sequence[Timing], batch: int, prompt_tokens: int) -> dict:
         found["tpot_s"] = summary([(t.token_s[-1] - t.token_s[0]) / (count - 1)
                                    for t in timings])
         found["itl_s"] = summary(np.concatenate([np.diff(t.token_s) for t in timings]))
-        found["decode_tokens_per_s"] = batch * (count - 1) / (e2e - ttft)
+        if e2e > ttft:  # a peer's two calls may come out the other way round
+            found["decode_tokens_per_s"] = batch * (count - 1) / (e2e - ttft)
     found["prefill_tokens_per_s"] = batch * prompt_tokens / ttft
     found["output_tokens_per_s"] = batch * count / e2e
     found["noisy"] = any(found[name]["cv"] > _NOISY for name in ("ttft_s", "tpot_s")
@@ -78,16 +80,25 @@ def latency(timings: Sequence[Timing], batch: int, prompt_tokens: int) -> dict:
 
 
 def roofline(step_bytes: int, tpot_s: float, batch: int, bandwidth_gb_per_s: float) -> dict:
-    """How near a decode step is to the time that reading its bytes takes."""
+    """How near a decode step is to the time that reading its bytes takes; {} where it took none."""
+    if tpot_s <= 0:
+        return {}
     achieved = step_bytes / tpot_s / 1e9
     return {"achieved_gb_per_s": achieved, "roofline_fraction": achieved / bandwidth_gb_per_s,
             "limit_tokens_per_s": batch * bandwidth_gb_per_s * 1e9 / step_bytes}
 
 
 def speedup(baseline: Sequence[float], candidate: Sequence[float], draws: int = 2000) -> dict:
-    """Ratio of median latencies, `{ratio, low, high}`: over 1, the candidate is faster."""
+    """Ratio of median latencies, `{ratio, low, high}`: over 1, the candidate is faster.
+
+    One sample a side has no interval: `low` and `high` are None. {} where a latency is 0.
+    """
     rng = np.random.default_rng(0)
     base, other = np.asarray(baseline, np.float64), np.asarray(candidate, np.float64)
+    if base.min() <= 0 or other.min() <= 0:
+        return {}
+    if len(base) == len(other) == 1:
+        return {"ratio": float(base[0] / other[0]), "low": None, "high": None}
     medians = [np.median(rng.choice(values, (draws, len(values))), axis=1)
                for values in (base, other)]
     low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])

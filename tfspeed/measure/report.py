@@ -11,6 +11,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import finite
 
 _NONE = "–"
+_ABREAST = 3  # columns that fit beside each other
 
 
 def write_json(path: str | Path, environment: dict, rows: list[dict]) -> None:
@@ -55,7 +56,10 @@ def _number(name, form="{:.1f}", scale=1.0):
 
 def _speedup(row):
     value = row.get("speedup", {}).get("tpot") or row.get("speedup", {}).get("ttft")
-    return f"{value['ratio']:.2f}x ({value['low']:.2f}–{value['high']:.2f})" if value else _NONE
+    if not value:
+        return _NONE
+    spread = "" if value["low"] is None else f" ({value['low']:.2f}–{value['high']:.2f})"
+    return f"{value['ratio']:.2f}x{spread}"
 
 
 def _same(row):
@@ -88,7 +92,8 @@ _QUALITY = {
 
 def label(row: dict) -> str:
     """A row's name in tables: its strategy, and its type where that is not float32."""
-    return row["strategy"] + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
+    known = row["dtype"] == "float32" or row["dtype"] in row["strategy"].lower()
+    return row["strategy"] + ("" if known else f" {row['dtype']}")
 
 
 def title(row: dict) -> str:
@@ -99,12 +104,16 @@ def title(row: dict) -> str:
 
 
 def tables(rows: list[dict]) -> list:
-    """For the screen: one rich table, a line a metric and a column a row, then the notes.
+    """For the screen: rich tables, a line a metric and a column a row, then the notes.
 
-    Turned on its side it stays legible in 80 columns.
+    Turned on their side, and a few rows each, they stay legible in 80 columns.
     """
     if not rows:
         return []
+    return [*(_table(rows[i:i + _ABREAST]) for i in range(0, len(rows), _ABREAST)), *_notes(rows)]
+
+
+def _table(rows: list[dict]) -> rich.table.Table:
     table = rich.table.Table("", title=title(rows[0]), title_justify="left", title_style="bold",
                              box=rich.box.SIMPLE_HEAD)
     for row in rows:
@@ -113,7 +122,7 @@ def tables(rows: list[dict]) -> list:
         for name, show in columns.items():
             table.add_row(name, *(show(row) for row in rows))
         table.add_section()
-    return [table, *_notes(rows)]
+    return table
 
 
 def markdown(rows: list[dict]) -> str:

@@ -12,7 +12,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.gguf_config import INTERLEAVED, config_from_gguf
 from tfspeed.models.gguf_header import check_header
-from tfspeed.models.tokenizer_gguf import tokenizer_from_gguf
+from tfspeed.models.tokenizer_gguf import pre_tokenizer_note, tokenizer_from_gguf
 
 _GLOBAL = {"token_embd.weight": "embedding.weight",
            "position_embd.weight": "position_embedding.weight",
@@ -93,6 +93,7 @@ def load_gguf(path: str | Path) -> Checkpoint:
     return Checkpoint(
         config, readers, name=_slug(metadata.get("general.name")) or path.stem,
         tokenizer=tokenizer_from_gguf(metadata), source=str(path),
+        notes=pre_tokenizer_note(metadata),
         parameters=sum(math.prod(shape) for shape in shapes.values()))
 
 

@@ -78,12 +78,13 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
     if dtype not in DTYPES:
         raise TfspeedError(f"dtype must be one of {', '.join(DTYPES)}.", dtype=dtype)
     if isinstance(model, keras.Model):
+        _check_dtype(model, dtype)
         return wrap(model)
     name = str(model)
     if not name:
         raise TfspeedError("--model must name a model.", model=name)
-    source = MODELS[name]() if name in MODELS else Path(name).expanduser()
-    if name.startswith("~") or source.exists():
+    source = MODELS[name]() if name in MODELS else _expanded(name)
+    if name.startswith("~") or _exists(source):
         loaded = _load_path(source, dtype)
     elif "://" in name:
         loaded = _preset(name, dtype)
@@ -111,12 +112,37 @@ def wrap(model: keras.Model, name: str = "") -> LanguageModel:
     return UncachedModel(name, model)
 
 
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # ~someone who is nobody
+        raise TfspeedError("The home folder in --model does not exist.", model=name) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name longer than any file's
+        raise TfspeedError("--model cannot be the name of a file.", model=f"{str(path)[:60]}…",
+                           cause=error.strerror) from error
+
+
+def _check_dtype(model: keras.Model, dtype: str) -> None:
+    """A Keras model brings its own type, and layers that may depend on it."""
+    if dtype != "float32" and dtype != model.dtype_policy.compute_dtype:
+        raise TfspeedError("A Keras model is run in the type that it was made in; dtype is for "
+                           "GGUF files, Hugging Face folders and presets.", dtype=dtype,
+                           made_in=model.dtype_policy.name)
+
+
 def _load_path(path: Path, dtype: str) -> LanguageModel:
     if path.is_dir():
         from tfspeed.models.hf_loader import load_hf_folder
         return DecoderModel.from_checkpoint(load_hf_folder(path), dtype)
     if path.suffix == ".keras":
-        return wrap(_load_keras(path), path.stem)
+        model = _load_keras(path)
+        _check_dtype(model, dtype)
+        return wrap(model, path.stem)
     if path.suffix == ".npz":
         from tfspeed.models.glassllm import load_glassllm
         return DecoderModel.from_checkpoint(load_glassllm(path), dtype)

@@ -50,16 +50,20 @@ class Tokenizer:
         """Text of ids, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+    def stream(self, ids: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
         """Pieces of text as ids arrive; a character is held back until it is whole.
 
         The pieces together are `decode` of all ids, as long as those are whole characters. The
         window that is decoded again for each token starts anew at every whole piece, so the cost
         does not grow with the text.
+
+        Args:
+            after: the ids before them, if their text is already shown: a SentencePiece token
+                loses its space only where a text begins.
         """
-        window: list[int] = []
-        context = 0  # ids at the window's start that are already printed, kept for spacing
-        printed = ""
+        window = list(after)[-8:]
+        context = len(window)  # ids at its start that are already printed, kept for spacing
+        printed = self.decode(window)
         for token in ids:
             window.append(token)
             text = self.decode(window)

@@ -28,6 +28,15 @@ _PATTERNS = {
                     _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
     "tekken": _TEKKEN,
 }
+# GPT-4o's: as tekken's, with English endings and up to three digits.
+_GPT_4O = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+           r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+           r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+           r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+           r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+_PATTERNS |= dict.fromkeys(("gpt-4o", "llama4", "gpt-oss"), _GPT_4O)
+_GPT_2 = ("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling",
+          "roberta-bpe", "modern-bert", "gigachat", "exaone4")
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
                   "minerva-7b")
 _COMPOSED = ("qwen2", "deepseek-r1-qwen", "command-r")  # Hugging Face brings their text to NFC
@@ -70,6 +79,16 @@ def tokenizer_from_gguf(metadata: dict) -> Tokenizer | None:
         eos_ids=_end_ids(metadata, tokens),
         add_bos=metadata.get("tokenizer.ggml.add_bos_token", default_bos) is True,
         chat_template=template if isinstance(template, str) else None)
+
+
+def pre_tokenizer_note(metadata: dict) -> tuple[str, ...]:
+    """What a report must say where a text may be split otherwise than the model expects."""
+    name = _pre(metadata)
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or name in (
+            *_PATTERNS, *_GPT_2, *_SINGLE_DIGITS, "falcon"):
+        return ()
+    return (f"Its pre-tokenizer, {name}, is not known here: text is split as GPT-2 does, which may "
+            "cost quality. Its Hugging Face folder has the exact one.",)
 
 
 def _byte_level(metadata, tokens, types) -> tokenizers.Tokenizer:

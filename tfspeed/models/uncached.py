@@ -17,7 +17,8 @@ class UncachedModel(LanguageModel):
 
     def __init__(self, name, keras_model, context_length: int = 0, tokenizer=None, source=None,
                  notes=()):
-        fixed = keras_model.inputs[0].shape[1] if getattr(keras_model, "inputs", None) else None
+        shape = tuple(keras_model.inputs[0].shape) if getattr(keras_model, "inputs", None) else ()
+        fixed = shape[1] if len(shape) > 1 else None
         context_length = context_length or fixed or DEFAULT_CONTEXT
         self._fixed = fixed
         vocabulary = _vocabulary(keras_model, fixed or 4)

@@ -45,8 +45,9 @@ PEERS = {
         ("keras-hub==0.32.0", "keras==3.15.1", "tensorflow==2.21.0", "tensorflow-text==2.21.1",
          "safetensors==0.8.0"),
         "keras_hub_worker.py",
-        "KerasHub's generate() gives all tokens at once: its TTFT is that of a generate() of one "
-        "token, its TPOT is (time of n tokens - time of one) / (n - 1)."),
+        "KerasHub's generate() gives all tokens at once, and reads the prompt padded to the whole "
+        "length: its TTFT is the time of a generate() of one token at that length, its TPOT is "
+        "(time of n tokens - that) / (n - 1)."),
     "llama_cpp": Peer(
         ("llama-cpp-python==0.3.36",), "llama_cpp_worker.py",
         "llama.cpp reads the same GGUF, requantized by its own tool; compiled for this processor "
@@ -64,7 +65,7 @@ class PeerProcess:
     """
 
     def __init__(self, name: str, python: Path, model: Path, threads: int, variant: str = ""):
-        self.name = f"{name} {variant}".strip()
+        self.name = f"{name} {variant}".strip()  # of a row, whose type is told beside it
         self.variant, self.note = variant, PEERS[name].note
         self.streams = PEERS[name].streams
         worker = Path(__file__).parent / PEERS[name].worker
