@@ -37,15 +37,15 @@ class Formats:
         found = [(re.compile(""), _format(default))]
         if default.startswith("int4"):
             found.append((re.compile("^(embedding|head)$"), _NAMED["int8"]))
-        for rule in rules:
-            pattern, equals, name = rule.partition("=")
+        for spelled in rules:
+            pattern, _, name = spelled.partition("=")
+            if not (pattern and name):
+                raise TfspeedError("A layer's format is given as pattern=format.", layer=spelled)
             try:
                 found.append((re.compile(pattern), _format(name)))
             except re.error as error:
-                raise TfspeedError("A layer's format is given as pattern=format.", rule=rule,
+                raise TfspeedError("A layer's format is given as pattern=format.", layer=spelled,
                                    cause=str(error)) from error
-            if not equals or not pattern:
-                raise TfspeedError("A layer's format is given as pattern=format.", rule=rule)
         return found
 
 
