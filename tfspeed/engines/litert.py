@@ -19,9 +19,8 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.decoder import Lowering, cache_names, decode_name, prefill_name
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
-from tfspeed.litert.pack import Packer
+from tfspeed.litert.packed_cache import packed
 from tfspeed.litert.runtime import Buffers, Program
-from tfspeed.litert.smooth import calibration_tokens
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 
@@ -55,11 +54,7 @@ class LiteRtEngine(Engine):
                                model=model.name, type=type(decoder).__name__,
                                hint="Use --engine=xla.")
         self.config = decoder.config
-        formats, calibration = Formats(weights), None
-        if formats.quantized:
-            calibration = calibration_tokens(model.tokenizer, model.vocabulary_size,
-                                             model.context_length)
-        self._packed = Packer(decoder, formats, calibration).pack()
+        self._packed = packed(model, Formats(weights))
         self._threads = tf.config.threading.get_intra_op_parallelism_threads() or available_cores()
         self._sessions: dict[int, _Session] = {}
         self._scorers: dict[int, tuple[Program, Buffers]] = {}
