@@ -7,12 +7,13 @@ from ai_edge_litert import schema_py_generated as schema
 from tests.conftest import tiny_decoder
 from tests.engines.test_engines import generate, reference
 from tfspeed.engines import create
-from tfspeed.engines.litert import LiteRtEngine, capacities
+from tfspeed.engines.litert import LiteRtEngine
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.decoder import Lowering
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.pack import Packer
+from tfspeed.litert.session import capacities
 from tfspeed.models.config import RopeConfig
 
 FAMILIES = {
@@ -78,8 +79,8 @@ def test_only_builtin_operators():
 
 
 def test_a_cache_grows_while_a_text_does(monkeypatch):
-    monkeypatch.setattr("tfspeed.engines.litert.CAPACITIES", (8, 16))
-    monkeypatch.setattr("tfspeed.engines.litert.PREFILLS", (2, 4))
+    monkeypatch.setattr("tfspeed.litert.session.CAPACITIES", (8, 16))
+    monkeypatch.setattr("tfspeed.litert.session.PREFILLS", (2, 4))
     model = tiny_decoder()
     engine = create("litert", model)
     np.testing.assert_array_equal(generate(engine, PROMPTS, 60), reference(model, PROMPTS, 60))

@@ -27,7 +27,15 @@ def create(name: str, model) -> Engine:
     check(name)
     kind, _, weights = name.partition(":")
     if kind == "litert":
-        from tfspeed.engines.litert import LiteRtEngine
-        return LiteRtEngine(model, weights or "float32")
+        return _litert(model, weights or "float32")
     from tfspeed.engines.tf_function import TfFunctionEngine
     return TfFunctionEngine(model, jit_compile=kind == "xla")
+
+
+def _litert(model, weights: str) -> Engine:
+    from tfspeed.models.recurrent import Recurrent
+    if isinstance(model.keras_model, Recurrent):
+        from tfspeed.engines.litert_recurrent import RecurrentLiteRtEngine
+        return RecurrentLiteRtEngine(model, weights)
+    from tfspeed.engines.litert import LiteRtEngine
+    return LiteRtEngine(model, weights)

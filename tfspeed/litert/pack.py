@@ -14,7 +14,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.gptq import pack_int4
 from tfspeed.litert.smooth import factors, walk
-from tfspeed.litert.weights import BLOCKS, Weight, pack
+from tfspeed.litert.weights import Weight, fitting, pack
 from tfspeed.models.decoder import MLP, Attention, Block, Decoder
 
 
@@ -188,8 +188,7 @@ class Packer:
 
     def _matrix(self, name: str, matrix: np.ndarray, inputs=None) -> Weight:
         bits, block = self.formats.of(name)
-        if block:  # the largest that divides the rows, a whole row where none does
-            block = max(b for b in BLOCKS if b <= block and (not b or matrix.shape[1] % b == 0))
+        block = fitting(block, matrix.shape[1])
         if bits == 4 and inputs is not None:
             return pack_int4(name, matrix, block, inputs)
         return pack(name, matrix, bits, block)

@@ -12,7 +12,7 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
     """The weights of a model over a `Decoder`, calibrated where the formats quantize."""
     decoder = model.keras_model
     if not isinstance(decoder, Decoder):
-        raise TfspeedError("Only tfspeed's decoders are packed for LiteRT.",
+        raise TfspeedError("The litert engine runs tfspeed's decoders and recurrent models only.",
                            model=model.name, type=type(decoder).__name__,
                            hint="Use --engine=xla.")
     calibration = None

@@ -51,6 +51,12 @@ class Weight:
         return values * np.repeat(scales, self.shape[1] // scales.shape[1], axis=1)
 
 
+def fitting(block: int, width: int) -> int:
+    """The largest block size up to `block` that divides rows of `width`; 0 (a whole row) where
+    none does."""
+    return max((b for b in BLOCKS[1:] if b <= block and width % b == 0), default=0)
+
+
 def pack(name: str, matrix: np.ndarray, bits: int, block: int = 0) -> Weight:
     """Takes float32 `[out, in]` and gives it in 32, 16, 8 or 4 bits.
 

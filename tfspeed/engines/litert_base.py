@@ -1,0 +1,90 @@
+"""What the `litert` engines share: packed weights, files made when they are needed, the loop."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfspeed.devices import available_cores
+from tfspeed.engines import sampling as samplers
+from tfspeed.engines.base import FINISHED, Engine, pad_left
+from tfspeed.litert.graph import TfliteFile
+from tfspeed.litert.runtime import Program
+
+
+class LiteRtBase(Engine):
+    """Args:
+        weights: how the matrices are stored, see `litert.formats.Formats`.
+        packed: what holds them, with a list `weights`.
+
+    Subclasses implement `_new_session(batch, needed)`, whose result has `begin`, `step` and
+    `fits`, and write their signatures into the file of `_load`.
+    """
+
+    def __init__(self, model, weights: str, packed):
+        super().__init__(f"litert:{weights}", model)
+        self._packed = packed
+        self._threads = tf.config.threading.get_intra_op_parallelism_threads() or available_cores()
+        self._sessions: dict = {}
+        self._sample = tf.function(samplers.sample)
+        if model.placement.devices:
+            self.notes.append("LiteRT runs the model once, on all cores: replicas do not apply.")
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self._packed.weights)
+
+    @property
+    def dtype(self) -> str:
+        """The type of most bytes of weights."""
+        sizes: dict[str, int] = {}
+        for weight in self._packed.weights:
+            sizes[weight.type.lower()] = sizes.get(weight.type.lower(), 0) + weight.nbytes
+        return max(sizes, key=sizes.get)
+
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens):
+        width, batch = max(map(len, prompts)), len(prompts)
+        tokens, lengths = pad_left(prompts, width)
+        session = self._session(batch, width + new_tokens)
+        try:
+            logits = session.begin(tokens, width - lengths)
+            finished = np.zeros(batch, bool)
+            for count in range(new_tokens):
+                chosen = self._choose(logits, sampling, count)
+                yield np.where(finished, FINISHED, chosen)
+                finished |= np.isin(chosen, stop_tokens)
+                if count == new_tokens - 1 or finished.all():
+                    return
+                logits = session.step(chosen)
+        finally:
+            self._sessions.setdefault(batch, session)
+
+    def _choose(self, logits, sampling, count):
+        """int32 `[batch]` from float32 `[batch, vocabulary]`."""
+        if sampling.greedy:
+            return logits.argmax(-1).astype(np.int32)
+        return self._sample(
+            logits, tf.constant(sampling.temperature, tf.float32), tf.constant(sampling.top_k),
+            tf.constant(sampling.top_p, tf.float32),
+            tf.constant(samplers.seeds(sampling.seed, len(logits), count))).numpy()
+
+    def _session(self, batch: int, needed: int):
+        """A session that no other generation uses, with room for `needed` tokens."""
+        session = self._sessions.pop(batch, None)
+        if session is None or not session.fits(needed):
+            session = self._new_session(batch, needed)
+        return session
+
+    def _new_session(self, batch: int, needed: int):
+        raise NotImplementedError
+
+    def _load(self, write) -> Program:
+        """Loads a new file; `write` is given a `TfliteFile` and puts signatures into it."""
+        self.traces += 1
+        file = TfliteFile("tfspeed")
+        write(file)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.tflite"
+            file.write(path)
+            return Program(path, self._threads)  # it stays mapped when its name is gone

@@ -1,0 +1,128 @@
+"""A text being continued by a decoder's `.tflite` file: its KV caches, and how far they are filled.
+
+A step's cost follows the cache's capacity, so caches start small and grow: the file holds a decode
+signature for each size, all over the same weights.
+"""
+
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.decoder import cache_names, decode_name, prefill_name
+from tfspeed.litert.runtime import Buffers, Program
+from tfspeed.models.config import DecoderConfig
+
+CAPACITIES = (256, 512)  # the smallest caches; larger ones double
+PREFILLS = (32, 128, 512)  # lengths of prefill signatures
+
+
+def capacities(config: DecoderConfig, needed: int) -> list[int]:
+    """The sizes that a cache grows through until `needed` tokens fit."""
+    sizes, size = [], CAPACITIES[0]
+    while not sizes or sizes[-1] < needed:
+        sizes.append(size)
+        size *= 2
+    for rope in (config.rope, config.local_rope):
+        # LongRoPE changes its angles where a text outgrows the original context.
+        if rope and rope.long_factors and rope.original_context < sizes[-1]:
+            sizes.append(rope.original_context)
+    return sorted(set(sizes))
+
+
+def signatures(sizes: list[int], batch: int) -> list[tuple]:
+    """The arguments of `Lowering` and its `write` for every signature that a session calls."""
+    return [(decode_name(size), batch, 1, size, True) for size in sizes] + [
+        (prefill_name(length, size), batch, length, size, False)
+        for size in sizes for length in PREFILLS if length <= size]
+
+
+class DecoderSession:
+    """One batch of texts being continued: their caches, and how far they are filled."""
+
+    def __init__(self, program: Program, config: DecoderConfig, sizes: list[int]):
+        self.program, self.config, self.sizes = program, config, sizes
+        self._made: dict[str, Buffers] = {}
+        self._index, self._size = 0, sizes[0]
+        self._starts = np.zeros(1, np.int32)
+
+    def fits(self, needed: int) -> bool:
+        return self.sizes[-1] >= needed
+
+    def begin(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Reads prompts, int32 `[batch, length]` with `starts` slots of padding on the left;
+        returns the logits after them, float32 `[batch, vocabulary]`."""
+        self._index, self._starts = 0, starts
+        # Old keys stay where they lie: what is masked is finite, and that is enough.
+        self._size = next(s for s in self.sizes if s >= min(tokens.shape[1], self.sizes[-1]))
+        at, last = 0, tokens.shape[1] - 1  # the last token goes through decode, for its logits
+        while at < last:
+            at += self._prefill(tokens[:, at:last])
+        return self.step(tokens[:, last])
+
+    def _prefill(self, tokens: np.ndarray) -> int:
+        """Reads as many tokens as one signature takes; says how many those were."""
+        left = tokens.shape[1]
+        fits = [length for length in PREFILLS
+                if length <= self._size and self._index + length <= self._size]
+        if not fits:  # a tail shorter than every signature, at the end of the cache
+            self._run_decode(tokens[:, 0])
+            return 1
+        length = next((n for n in fits if n >= left), fits[-1])
+        count = min(length, left)
+        # Padding on the right: its keys are overwritten before any query may see them.
+        chunk = np.zeros((tokens.shape[0], length), np.int32)
+        chunk[:, :count] = tokens[:, :count]
+        buffers = self._buffers(prefill_name(length, self._size))
+        self._feed(buffers, chunk)
+        self._index += count
+        return count
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Reads one token a row, int32 `[batch]`; returns logits as `begin` does."""
+        if self._index == self._size:
+            self._grow()
+        return self._run_decode(tokens)["logits"][:, -1]
+
+    def _run_decode(self, tokens) -> Buffers:
+        buffers = self._buffers(decode_name(self._size))
+        self._feed(buffers, tokens[:, None])
+        self._index += 1
+        return buffers
+
+    def _feed(self, buffers: Buffers, tokens):
+        buffers["tokens"] = tokens
+        buffers["input_pos"] = np.arange(self._index, self._index + tokens.shape[1])
+        if tokens.shape[0] > 1:
+            buffers["starts"] = self._starts
+        buffers.run()
+
+    def _buffers(self, name: str) -> Buffers:
+        """Signatures of one capacity work on the same caches."""
+        if name not in self._made:
+            self._made[name] = made = self.program.buffers(name)
+            decode = decode_name(self._size)
+            if name == decode:
+                clear(made, self.config)
+            else:
+                made.share(self._buffers(decode), cache_names(self.config))
+        return self._made[name]
+
+    def _grow(self) -> None:
+        """Moves to the next size; every cache is copied once."""
+        larger = [size for size in self.sizes if size > self._size]
+        if not larger:
+            raise TfspeedError("The KV cache is full.", capacity=self._size,
+                               hint="Ask for the whole text at once: generate() makes room for "
+                                    "the prompt and all new tokens.")
+        old = self._buffers(decode_name(self._size))
+        self._size = larger[0]
+        new = self._buffers(decode_name(self._size))
+        for name in cache_names(self.config):
+            before, after = old[name], new[name]
+            after[:, :, :before.shape[2]] = before
+            new[name] = after
+
+
+def clear(buffers: Buffers, config: DecoderConfig) -> None:
+    """New memory may hold NaN, which no mask hides."""
+    for name in cache_names(config):
+        buffers[name] = np.zeros_like(buffers[name])
