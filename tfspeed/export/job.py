@@ -1,0 +1,169 @@
+"""The job behind `scripts/export.py`: load, change, write, run what was written, record it."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfspeed import cli, engines
+from tfspeed.errors import TfspeedError
+from tfspeed.export import FORMATS, evidence, files, litertlm, manifest, saved_model, tflite, verify
+from tfspeed.litert.formats import Formats
+from tfspeed.litert.packed_cache import packed
+from tfspeed.main_job import read_text
+from tfspeed.measure.experiment import text_windows
+from tfspeed.measure.progress import Progress
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.language_model import LanguageModel
+from tfspeed.models.load import load
+
+_SUFFIX = {"tflite": ".tflite", "litertlm": ".litertlm", "saved_model": ""}
+_DEFAULT_WEIGHTS = {"tflite": "int8", "litertlm": "int8", "saved_model": "float32"}
+_CONTEXT = 1024
+
+
+def run(flags) -> int | None:
+    """Does what the flags of `scripts/export.py` say; returns an exit code."""
+    if flags.verify is not None:
+        others = [name for name in ("format", "out", "weights", "context") if flags[name].present]
+        if others:
+            raise TfspeedError("--verify takes no other flags.", given=others)
+        return verify.run(flags.verify)
+    # Everything that can be wrong is looked at before anything slow starts.
+    if flags.format not in FORMATS:
+        raise TfspeedError(f"--format must be one of {', '.join(FORMATS)}.", format=flags.format)
+    if flags.out is None:
+        raise TfspeedError("--out must name the folder that the artifact goes to.")
+    weights = flags.weights or _DEFAULT_WEIGHTS[flags.format]
+    check_weights(flags.format, weights)
+    if flags.context is not None and flags.context < 2:
+        raise TfspeedError("--context must be at least 2 tokens.", context=flags.context)
+    text = read_text(flags.eval_text)
+    strategy = cli.make_strategy(flags.strategy)
+    out = Path(flags.out).expanduser()
+    files.check_folder(out, "out")
+
+    bar, start = Progress(), time.perf_counter()
+    with bar.task(f"loading {flags.model}", None), strategy.scope():
+        reference = load(flags.model)
+        plain = reference if weights != "float16" or flags.format != "saved_model" else load(
+            flags.model, "float16")
+        model = strategy.apply(plain)
+    path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
+                  flags.strategy, strategy.report)
+    print(f"{time.perf_counter() - start:.0f} s; to check it: python scripts/export.py "
+          f"--verify={path}")
+    return None
+
+
+def check_weights(form: str, weights: str) -> None:
+    """Refuses a spelling that is unknown, or unknown to the format."""
+    formats = Formats(weights)
+    if form == "saved_model" and weights not in ("float32", "float16"):
+        raise TfspeedError("A SavedModel holds its weights as float32 or float16.",
+                           weights=formats.spelled, hint="Use --format=tflite for fewer bits.")
+
+
+def export(model: LanguageModel, reference: LanguageModel, form: str, weights: str,
+           context: int | None, out: Path, text: str, bar: Progress, strategy: str = "baseline",
+           report=lambda: []) -> Path:
+    """Writes one artifact and its manifest into the folder `out`; returns the artifact's path.
+
+    Args:
+        reference: the float32 model that quality is measured against.
+        form: of `FORMATS`.
+        weights: see `tfspeed.litert.formats.Formats`.
+        context: tokens that a text may have; None for 1024, or less where the model has less.
+        report: says, after the fact, what the strategy did.
+    """
+    context = fitted(model, context)
+    windows, note = text_windows(reference, text)
+    shown = "" if strategy == "baseline" else strategy
+    target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
+    try:
+        with files.appearing(target) as beside:
+            write(beside, model, form, weights, context, bar)
+            found = prove(beside, model, reference, form, context, windows, bar)
+            if note:  # random tokens have no perplexity worth the name
+                for name in ("perplexity", "perplexity_delta", "baseline_perplexity"):
+                    found["quality"].pop(name)
+            # The files have their last names before they are listed, and lie there last.
+            listed = renamed(files.listing(beside), beside.name, target.name)
+        record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
+                  "context": context, "parameters": model.parameters, "files": listed, **found,
+                  "notes": [*model.notes, *report(), *([note] if note else [])]}
+        manifest.write(target, record)
+    except (OSError, tf.errors.OpError) as error:
+        raise TfspeedError("The artifact could not be written; nothing of it was left.",
+                           path=str(target), cause=getattr(error, "strerror", None)
+                           or str(error).splitlines()[0][:200]) from error
+    summary(bar, target, record)
+    return target
+
+
+def fitted(model: LanguageModel, context: int | None) -> int:
+    if context is not None and context > model.context_length:
+        raise TfspeedError(f"--context must be at most that of {model.name}, "
+                           f"{model.context_length} tokens.", context=context)
+    return context or min(_CONTEXT, model.context_length)
+
+
+def write(path: Path, model: LanguageModel, form: str, weights: str, context: int,
+          bar: Progress) -> None:
+    """Writes the artifact alone."""
+    if form == "saved_model":
+        files.check_room(path.parent, int(1.05 * model.weights_bytes))
+        with bar.task(f"writing {path.parent}", None):
+            saved_model.write(path, model, context)
+        return
+    if not isinstance(model.keras_model, Decoder):
+        raise TfspeedError(f"Only tfspeed's decoders are exported as {form}.", model=model.name,
+                           type=type(model.keras_model).__name__,
+                           hint="Use --format=saved_model.")
+    if form == "litertlm":
+        litertlm.check(model)
+    with bar.task("packing the weights, calibrated on text", None):
+        matrices = packed(model, Formats(weights))
+    copies = 2 if form == "litertlm" else 1  # the bundle is put together from a file
+    files.check_room(path.parent, int(1.25 * copies * sum(w.nbytes for w in matrices.weights)))
+    with bar.task("writing the signatures", None):
+        if form == "litertlm":
+            litertlm.write(path, model, matrices, context)
+        else:
+            tflite.write(path, model, matrices, context,
+                         tflite.plan(model.keras_model.config, context))
+
+
+def prove(path: Path, model: LanguageModel, reference: LanguageModel, form: str, context: int,
+          windows, bar: Progress) -> dict:
+    """Runs the artifact that was written: see `evidence.measure`."""
+    asked = evidence.probes(model, context)
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(verify.opened(path, form))
+        score = engines.create("graph", reference).score
+        advance = stack.enter_context(bar.task("running the artifact beside the float32 model",
+                                               len(windows) + len(asked)))
+        return evidence.measure(runner, score, windows, asked, model.tokenizer,
+                                evidence.answer_length(context), advance)
+
+
+def renamed(listed: list[dict], before: str, after: str) -> list[dict]:
+    """The list of files under the name that the artifact gets."""
+    return [entry | {"path": after + entry["path"][len(before):]} for entry in listed]
+
+
+def summary(bar: Progress, target: Path, record: dict) -> None:
+    size = sum(entry["bytes"] for entry in record["files"])
+    print(f"{target}  {size / 1e6:.1f} MB, {record['weights']}, context {record['context']}")
+    q = record["quality"]
+    if "perplexity" in q:
+        print(f"perplexity {q['perplexity']:.2f} ({q['perplexity_delta'] * 100:+.2f} %), KL "
+              f"{q['kl_divergence']:.2g}, top-1 {q['top1_agreement'] * 100:.1f} %")
+    else:
+        print(f"KL {q['kl_divergence']:.2g}, top-1 {q['top1_agreement'] * 100:.1f} % on random "
+              "tokens")
+    for probe in record["probes"]:
+        if probe["text"] is not None:
+            print(f"{probe['prompt']!r} → {probe['text']!r}")
+    print(f"manifest: {manifest.path_of(target)}")
