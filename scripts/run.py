@@ -3,6 +3,7 @@
     python scripts/run.py --strategy=mirrored                     the default model, measured
     python scripts/run.py --strategy=baseline --engine=graph      without XLA
     python scripts/run.py --engine=litert:int8                    LiteRT, weights in eight bits
+    python scripts/run.py --engine=litert:int8 --profile          where a step's time goes
     python scripts/run.py --strategy=mirrored --batch=8           eight requests at once
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
     python scripts/run.py --strategy=list                         every strategy in one line
@@ -24,6 +25,8 @@ flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert
                     "litert:int4,PATTERN=FORMAT…")
 flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
                     "baseline row is float32 always")
+flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
+                  "that can: litert, fused")
 flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")
 flags.DEFINE_float("temperature", 0.0, "for --prompt: 0 is greedy")
 flags.DEFINE_integer("top_k", 0, "for --prompt: sample among the k likeliest tokens; 0: all")

@@ -10,7 +10,7 @@ from tfspeed import cli, engines
 from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import experiment, report, tensorboard
+from tfspeed.measure import experiment, profile, report, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.environment import environment
 from tfspeed.measure.experiment import Candidate, Workload
@@ -30,6 +30,8 @@ def run(flags) -> int | None:
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
     engines.check(flags.engine)
+    if flags.profile:
+        engines.check_profiled(flags.engine)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
@@ -44,6 +46,8 @@ def run(flags) -> int | None:
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
+        if flags.profile:
+            experiment.profile(candidates, bar)
         experiment.evaluate(candidates, text, bar)
     except KeyboardInterrupt:
         bar.say("Interrupted: the report below holds what was measured so far.")
@@ -132,6 +136,8 @@ def write_report(rows: list[dict], flags) -> None:
     for part in report.tables(rows):
         console.print(part)
     for row in rows:
+        if "profile" in row:
+            console.print(profile.table(row))
         tensorboard.write_run(flags.logdir, row)
     console.print(f"Rows: {flags.output}   TensorBoard: tensorboard --logdir {flags.logdir}",
                   highlight=False, markup=False, soft_wrap=True)

@@ -68,6 +68,21 @@ def test_a_prompt_is_answered_and_measured(tmp_path):
 
 
 @needs_glassllm
+def test_a_profile_of_a_step(tmp_path):
+    code, out, err = run("--model=glassllm", "--engine=litert:int8", "--profile",
+                         "--new_tokens=8", "--repetitions=1", cwd=tmp_path)
+    assert code == 0, err
+    assert err == ""
+    assert out.count("one decode step") == 2
+    for row in json.loads((tmp_path / "results.json").read_text())["rows"]:
+        profile = row["profile"]
+        assert sum(kind["share"] for kind in profile["kinds"]) == pytest.approx(1)
+        assert profile["source"].startswith("LiteRT's profiler")
+        products = [p for p in profile["kinds"] if p["name"].startswith("Fully Connected")]
+        assert sum(p["calls"] for p in products) > 4
+
+
+@needs_glassllm
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     process = start("--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
     line = process.stderr.readline()  # comes once the warm-up round has been timed
@@ -109,6 +124,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     cases = {
         "--strategy=faster": "strategy='faster'",
         "--engine=tpu": "engine='tpu'",
+        "--profile": "--profile needs an engine",
         "--batch=0": "batch=0",
         "--batch=two": "--batch=two",
         "--repetitions=0": "repetitions=0",

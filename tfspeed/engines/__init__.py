@@ -10,6 +10,8 @@ ENGINES = {
               "quantized weights",
 }
 
+PROFILED = ("litert", "fused")  # those whose `profile` tells where a step's time goes
+
 
 def check(name: str) -> None:
     """Refuses what `create` would refuse: a name of `ENGINES`, after a colon its options."""
@@ -20,6 +22,14 @@ def check(name: str) -> None:
     if colon:
         from tfspeed.litert.formats import Formats
         Formats(weights)
+
+
+def check_profiled(name: str) -> None:
+    """Refuses an engine that has no profile."""
+    if name.partition(":")[0] not in PROFILED:
+        raise TfspeedError("--profile needs an engine that can be profiled: "
+                           f"{' or '.join(PROFILED)}.", engine=name,
+                           hint="Use --engine=litert, or litert:int8.")
 
 
 def create(name: str, model) -> Engine:

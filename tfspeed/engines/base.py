@@ -39,7 +39,10 @@ class Engine:
     Attributes:
         traces: how many functions or files were made so far; later calls of like sizes make none.
         notes: what a report must say about it, one sentence each.
+        profile_source: how `profile` knows its times, one phrase.
     """
+
+    profile_source = ""
 
     def __init__(self, name: str, model: LanguageModel):
         self.name, self.model = name, model
@@ -69,6 +72,16 @@ class Engine:
     def score(self, tokens: np.ndarray):
         """float32 logits `[batch, length, vocabulary]` of int32 `[batch, length]`."""
         raise NotImplementedError
+
+    def profile(self, prompts: Sequence[Sequence[int]]) -> list[dict]:
+        """Times the parts of one decode step after these prompts.
+
+        Returns:
+            `{name, calls, seconds}` of each part, calls and seconds of one step; `kind` as well
+            where parts are of the same kind. Together they take as long as a step.
+        """
+        raise TfspeedError(f"The engine {self.name} has no profile.",
+                           hint="Use --engine=litert, or litert:int8.")
 
     # What the weights are where this engine runs them.
 

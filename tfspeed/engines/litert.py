@@ -7,7 +7,7 @@ the step is one static graph, and a token moves 4 bytes in and one row of logits
 import numpy as np
 
 from tfspeed.engines.litert_base import LiteRtBase
-from tfspeed.litert.decoder import Lowering
+from tfspeed.litert.decoder import Lowering, decode_name
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import packed
 from tfspeed.litert.runtime import Buffers, Program
@@ -56,8 +56,22 @@ class LiteRtEngine(LiteRtBase):
         sizes = capacities(self.config, needed)
         return DecoderSession(self._program(signatures(sizes, batch)), self.config, sizes)
 
+    def _decode_signature(self, tokens, lengths):
+        batch, width = tokens.shape
+        size = next(s for s in capacities(self.config, width + 1) if s > width)
+        inputs = {"tokens": tokens[:, -1], "input_pos": np.asarray([width], np.int32)}
+        if batch > 1:
+            inputs["starts"] = width - lengths
+        name = decode_name(size)
+        return self._writer([(name, batch, 1, size, True)]), name, inputs
+
     def _program(self, signatures) -> Program:
-        """Args:
+        return self._load(self._writer(signatures))
+
+    def _writer(self, signatures):
+        """For `_load`.
+
+        Args:
             signatures: (name, batch, length, capacity, logits) of each, see `Lowering`.
         """
         def write(file):
@@ -65,4 +79,4 @@ class LiteRtEngine(LiteRtBase):
                 Lowering(file, self.config, self._packed, name, batch, length,
                          capacity).write(logits)
 
-        return self._load(write)
+        return write

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfspeed.devices import available_cores
 from tfspeed.engines import sampling as samplers
 from tfspeed.engines.base import FINISHED, Engine, pad_left
+from tfspeed.litert import profiler
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.runtime import Program
 
@@ -19,8 +20,11 @@ class LiteRtBase(Engine):
         packed: what holds them, with a list `weights`.
 
     Subclasses implement `_new_session(batch, needed)`, whose result has `begin`, `step` and
-    `fits`, and write their signatures into the file of `_load`.
+    `fits`, write their signatures into the file of `_load`, and say what `profile` runs in
+    `_decode_signature`.
     """
+
+    profile_source = profiler.SOURCE
 
     def __init__(self, model, weights: str, packed):
         super().__init__(f"litert:{weights}", model)
@@ -79,12 +83,24 @@ class LiteRtBase(Engine):
     def _new_session(self, batch: int, needed: int):
         raise NotImplementedError
 
-    def _load(self, write) -> Program:
-        """Loads a new file; `write` is given a `TfliteFile` and puts signatures into it."""
+    def profile(self, prompts):
+        write, name, inputs = self._decode_signature(*pad_left(prompts, max(map(len, prompts))))
+        return self._load(write, lambda path: profiler.profile(path, name, inputs,
+                                                               self._threads))
+
+    def _decode_signature(self, tokens: np.ndarray, lengths: np.ndarray):
+        """What reads one token after prompts, see `pad_left`: for `_load`, a function that writes
+        it; its name; its inputs but for the state."""
+        raise NotImplementedError
+
+    def _load(self, write, load=None):
+        """Loads a new file, as a `Program` unless `load` makes something else of its path;
+        `write` is given a `TfliteFile` and puts signatures into it."""
         self.traces += 1
         file = TfliteFile("tfspeed")
         write(file)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
             file.write(path)
-            return Program(path, self._threads)  # it stays mapped when its name is gone
+            # It stays mapped when its name is gone.
+            return load(path) if load else Program(path, self._threads)

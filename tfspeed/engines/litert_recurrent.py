@@ -36,12 +36,19 @@ class RecurrentLiteRtEngine(LiteRtBase):
 
     def _new_session(self, batch, needed):
         del needed  # the state does not grow with the text
+        return _RecurrentSession(self._load(self._writer(batch)), self.model.keras_model)
+
+    def _decode_signature(self, tokens, lengths):
+        return self._writer(len(tokens)), "decode", {"tokens": tokens[:, -1]}
+
+    def _writer(self, batch: int):
+        """For `_load`."""
         def write(file):
             for name in ("decode", "prefill"):
                 RecurrentLowering(file, self.model.keras_model, self._packed, name, batch).write(
                     logits=name == "decode", padded=name == "prefill")
 
-        return _RecurrentSession(self._load(write), self.model.keras_model)
+        return write
 
 
 class _RecurrentSession:

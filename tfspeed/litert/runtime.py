@@ -79,8 +79,10 @@ class Program:
 
     def buffers(self, signature: str) -> "Buffers":
         """New memory for a signature; a name that is an input and an output gets one buffer."""
-        with captured_stderr():  # the first one lists the accelerators
-            return Buffers(self._model, signature, self.signatures[signature])
+        with captured_stderr():  # the first one that is touched lists the accelerators
+            made = Buffers(self._model, signature, self.signatures[signature])
+            made.touch()
+        return made
 
     def close(self) -> None:
         self._model.close()
@@ -111,6 +113,9 @@ class Buffers:
         """Takes the buffers of these names from another signature: the same memory for both."""
         self._buffers |= {name: other._buffers[name] for name in names}
         self._order()
+
+    def touch(self) -> None:
+        self[self._names["inputs"][0]]
 
     def __setitem__(self, name: str, value: np.ndarray) -> None:
         shape, dtype = self._sizes[name]

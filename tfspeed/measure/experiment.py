@@ -13,6 +13,7 @@ from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import metrics, quality
+from tfspeed.measure import profile as profiles
 from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel, check_fits
@@ -67,6 +68,7 @@ class Candidate:
     tokens: np.ndarray | None = None
     steady: bool = True  # whether every timed generation gave these tokens
     quality: dict = dataclasses.field(default_factory=dict)
+    profile: dict | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -172,6 +174,15 @@ def evaluate(candidates: list[Candidate], text: str, bar: Progress, reference=No
             candidate.notes.append(note)
 
 
+def profile(candidates: list[Candidate], bar: Progress) -> None:
+    """Fills in the profile of every candidate: one decode step after its prompts."""
+    for candidate in candidates:
+        with bar.task(f"profile of {candidate.strategy}, {candidate.engine.name}", None):
+            engine = candidate.engine
+            candidate.profile = profiles.summary(engine.profile(candidate.prompts),
+                                                 engine.profile_source)
+
+
 def text_windows(model: LanguageModel, text: str):
     length = min(_WINDOW, model.context_length)
     if model.tokenizer is None:
@@ -230,6 +241,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
             name.removesuffix("_s"): metrics.speedup(reference[name]["samples"],
                                                      latency[name]["samples"])
             for name in ("ttft_s", "tpot_s", "e2e_s") if latency.get(name)}
+    if candidate.profile:
+        row["profile"] = candidate.profile
     row["notes"] = candidate.notes
     return row
 

@@ -37,6 +37,8 @@ DEFINITIONS = {
     "same_tokens": "whether the greedy tokens of every timed generation equal the baseline's",
     "speedup": "median baseline latency / median candidate latency, with a 95 % bootstrap "
                "interval; over 1 is faster",
+    "profile": "where the time of one decode step goes, in seconds, calls and shares: `kinds` of "
+               "operators, single `parts`, and the `source` of the times",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 _NOISY = 0.05

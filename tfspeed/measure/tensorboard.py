@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import report
+from tfspeed.measure import profile, report
 
 _SCALARS = {
     "latency/ttft_s": "ttft_s", "latency/tpot_s": "tpot_s", "latency/e2e_s": "e2e_s",
@@ -65,6 +65,10 @@ def write_run(logdir: str | Path, row: dict) -> Path:
             if row.get("itl_s"):
                 tf.summary.histogram("latency/itl_s", row["itl_s"]["samples"])
             tf.summary.text("table", report.markdown([row]))
+            if row.get("profile"):
+                tf.summary.text("profile", profile.markdown(row))
+                for kind in row["profile"]["kinds"]:
+                    tf.summary.scalar(f"profile/{kind['name']}_s", kind["seconds"])
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("TensorBoard's events cannot be written.", logdir=str(logdir),
                            cause=str(error)[:200]) from error
