@@ -6,6 +6,7 @@ import os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+os.environ["TFSPEED_PACKED_CACHE_GB"] = "0"  # nothing of the tests' in the user's cache
 
 import keras
 import pytest
