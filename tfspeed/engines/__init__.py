@@ -8,7 +8,10 @@ ENGINES = {
     "xla": "tf.function compiled by XLA: operators fused, one kernel launch a step",
     "litert": "a .tflite file with the KV cache in place; litert:int8 or litert:int4 for "
               "quantized weights",
+    "fused": "a decoder as one LiteRT operator, compiled for this processor; fused:int8, "
+             "fused:int4",
 }
+_PACKED = ("litert", "fused")  # take a format of the weights after a colon
 
 PROFILED = ("litert", "fused")  # those whose `profile` tells where a step's time goes
 
@@ -16,9 +19,9 @@ PROFILED = ("litert", "fused")  # those whose `profile` tells where a step's tim
 def check(name: str) -> None:
     """Refuses what `create` would refuse: a name of `ENGINES`, after a colon its options."""
     kind, colon, weights = name.partition(":")
-    if kind not in ENGINES or (colon and kind != "litert"):
+    if kind not in ENGINES or (colon and kind not in _PACKED):
         raise TfspeedError(f"An engine must be one of {', '.join(ENGINES)}, or "
-                           "litert:WEIGHTS.", engine=name)
+                           "litert:WEIGHTS or fused:WEIGHTS.", engine=name)
     if colon:
         from tfspeed.litert.formats import Formats
         Formats(weights)
@@ -38,6 +41,9 @@ def create(name: str, model) -> Engine:
     kind, _, weights = name.partition(":")
     if kind == "litert":
         return _litert(model, weights or "float32")
+    if kind == "fused":
+        from tfspeed.engines.fused import FusedEngine
+        return FusedEngine(model, weights or "float32")
     from tfspeed.engines.tf_function import TfFunctionEngine
     return TfFunctionEngine(model, jit_compile=kind == "xla")
 

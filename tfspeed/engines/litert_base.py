@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfspeed.devices import available_cores
 from tfspeed.engines import sampling as samplers
 from tfspeed.engines.base import FINISHED, Engine, pad_left
+from tfspeed.errors import TfspeedError
 from tfspeed.litert import profiler
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.runtime import Program
@@ -101,6 +102,13 @@ class LiteRtBase(Engine):
         write(file)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
-            file.write(path)
-            # It stays mapped when its name is gone.
-            return load(path) if load else Program(path, self._threads)
+            try:
+                file.write(path, durable=False)
+            except OSError as error:
+                raise TfspeedError("The model does not fit into the folder for temporary files.",
+                                   folder=folder, bytes=self.weights_bytes, cause=error.strerror,
+                                   hint="Set TMPDIR to a folder with more room.") from error
+            # Both files stay mapped when their names are gone. With a cache of its own, XNNPACK
+            # keeps one copy of the weights in its order, not one a signature.
+            return load(path) if load else Program(path, self._threads,
+                                                   weight_cache=str(Path(folder) / "xnnpack"))

@@ -23,6 +23,7 @@ _TYPES = {np.dtype(np.float32): schema.TensorType.FLOAT32,
           np.dtype(np.float16): schema.TensorType.FLOAT16,
           np.dtype(np.int32): schema.TensorType.INT32,
           np.dtype(np.int8): schema.TensorType.INT8,
+          np.dtype(np.uint8): schema.TensorType.UINT8,
           np.dtype(np.bool_): schema.TensorType.BOOL}
 _Op = schema.BuiltinOperator
 _Options = schema.BuiltinOptions
@@ -46,7 +47,7 @@ class TfliteFile:
             buffers=[schema.BufferT()], signatureDefs=[], metadata=[])
         self._arrays: list[np.ndarray | None] = [None]
         self._buffers: dict[int, int] = {}
-        self._opcodes: dict[tuple[int, int], int] = {}
+        self._opcodes: dict[tuple, int] = {}
         self.operators: set[int] = set()
 
     def signature(self, name: str) -> "Graph":
@@ -68,12 +69,13 @@ class TfliteFile:
         self._model.buffers.append(schema.BufferT())
         return len(self._arrays) - 1
 
-    def opcode(self, builtin: int, version: int) -> int:
-        key = (builtin, version)
+    def opcode(self, builtin: int, version: int, custom: str | None = None) -> int:
+        key = (builtin, version, custom)
         if key not in self._opcodes:
             self._opcodes[key] = len(self._opcodes)
             self._model.operatorCodes.append(schema.OperatorCodeT(
-                builtinCode=builtin, deprecatedBuiltinCode=min(builtin, 127), version=version))
+                builtinCode=builtin, deprecatedBuiltinCode=min(builtin, 127), version=version,
+                customCode=custom))
             self.operators.add(builtin)
         return self._opcodes[key]
 
@@ -91,8 +93,11 @@ class TfliteFile:
             signatureKey=graph.name, inputs=maps(inputs), outputs=maps(outputs),
             subgraphIndex=len(self._model.subgraphs) - 1))
 
-    def write(self, path) -> None:
+    def write(self, path, durable: bool = True) -> None:
         """Writes the file; a reader never sees half of one.
+
+        Args:
+            durable: whether it must outlive a power failure.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written.
@@ -103,8 +108,9 @@ class TfliteFile:
             with open(beside, "wb") as file:
                 for chunk in self._chunks():
                     file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -212,6 +218,16 @@ class Graph:
             operator.builtinOptions = options
         self.operators.append(operator)
         return out
+
+    def custom(self, name: str, inputs: Sequence[Tensor],
+               outputs: Sequence[tuple[Sequence[int], type]]) -> list[Tensor]:
+        """An operator that the runtime is told of by name; `outputs` are shapes and types."""
+        made = [self._tensor(shape, dtype) for shape, dtype in outputs]
+        self.operators.append(schema.OperatorT(
+            opcodeIndex=self.file.opcode(_Op.CUSTOM, 1, name),
+            inputs=np.asarray([t.index for t in inputs], np.int32),
+            outputs=np.asarray([t.index for t in made], np.int32)))
+        return made
 
     # Element by element; shapes broadcast as in numpy.
 

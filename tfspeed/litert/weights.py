@@ -38,17 +38,20 @@ class Weight:
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
+    def integers(self) -> np.ndarray:
+        """int8 `[out, in]` of an integer weight."""
+        if self.type == "INT8":
+            return self.data
+        values = np.stack([self.data & 15, self.data >> 4], axis=-1).reshape(self.shape)
+        values = values.astype(np.int8)
+        return np.where(values > 7, values - 16, values)
+
     def dequantized(self) -> np.ndarray:
         """float32 `[out, in]`, what the kernels compute with."""
         if self.scales is None:
             return self.data.astype(np.float32)
-        values = self.data
-        if self.type == "INT4":
-            values = np.stack([values & 15, values >> 4], axis=-1).reshape(self.shape)
-            values = values.astype(np.int8)
-            values = np.where(values > 7, values - 16, values)
         scales = self.scales.astype(np.float32).reshape(self.shape[0], -1)
-        return values * np.repeat(scales, self.shape[1] // scales.shape[1], axis=1)
+        return self.integers() * np.repeat(scales, self.shape[1] // scales.shape[1], axis=1)
 
 
 def fitting(block: int, width: int) -> int:

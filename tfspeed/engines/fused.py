@@ -1,0 +1,105 @@
+"""The `fused` engine: a decoder as one LiteRT operator, compiled for this processor.
+
+Why it is faster: a step through the `litert` engine's graph is a thousand small operators, and
+half of its time passes between them. Here a layer is six stages of one operator, weights are read
+once at the speed of memory, a prompt is read in tiles that read each weight once for twelve tokens,
+and attention reads what is filled, not the capacity. It needs a C compiler where it runs; files
+for phones come from the `litert` engine, whose operators every runtime has.
+"""
+
+import numpy as np
+
+from tfspeed.engines.base import pad_left
+from tfspeed.engines.litert_base import LiteRtBase
+from tfspeed.litert import fused_plan
+from tfspeed.litert.compiler import library
+from tfspeed.litert.formats import Formats
+from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
+from tfspeed.litert.fused_session import CONTROL, FusedSession
+from tfspeed.litert.graph import TfliteFile
+from tfspeed.litert.packed_cache import packed
+from tfspeed.litert.panels import LANES
+
+_SMALLEST = 256  # slots of a cache; larger ones double
+_USUAL = 4096  # slots that a file has signatures for from the start, where the context has them
+_ROWS = 512  # tokens that a call takes, of all rows of a batch together
+
+
+class FusedEngine(LiteRtBase):
+    """Args:
+        weights: how the matrices are stored, see `litert.formats.Formats`. Keys and values are
+            float32 with float32 weights, else float16; `cache=float32` says otherwise.
+    """
+
+    def __init__(self, model, weights: str = "float32"):
+        library()  # no compiler: said before anything slow
+        formats = Formats(weights)
+        super().__init__(model, weights, packed(model, formats))
+        self.name = f"fused:{weights}"
+        self.config = model.keras_model.config
+        self._half = formats.of("cache")[0] != 32
+        self._plan = fused_plan.make(self.config, self._packed, self._half)
+        self._scorers: dict[int, FusedSession] = {}
+
+    def step_bytes(self, batch, context):
+        c = self.config
+        looked_up = [self._packed.position_embedding]
+        if self._packed.head.weight is not self._packed.embedding:
+            looked_up.append(self._packed.embedding)
+        tokens_seen = sum(min(context, c.window(i) or context) for i in range(c.num_layers))
+        return (self.weights_bytes - sum(w.nbytes for w in looked_up if w is not None)
+                + 2 * batch * tokens_seen * c.num_kv_heads * c.head_dim * (2 if self._half else 4))
+
+    def score(self, tokens):
+        tokens = np.asarray(tokens, np.int32)
+        length = tokens.shape[1]
+        if length not in self._scorers:
+            self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], True)
+        scorer, start = self._scorers[length], np.zeros(1, np.int32)
+        return np.concatenate([scorer.begin(row[None], start).copy() for row in tokens])
+
+    def profile(self, prompts, new_tokens: int = 64) -> list[dict]:
+        """Seconds of each stage in `new_tokens` decode steps after the prompts."""
+        tokens, lengths = pad_left(prompts, max(map(len, prompts)))
+        session = self._new_session(len(prompts), tokens.shape[1] + new_tokens)
+        return session.profile(tokens, tokens.shape[1] - lengths, new_tokens)
+
+    def _new_session(self, batch, needed):
+        sizes = [_SMALLEST]
+        while sizes[-1] < max(needed, min(self.config.context_length, _USUAL)):
+            sizes.append(2 * sizes[-1])
+        return self._open(batch, max(1, _ROWS // batch), sizes, False)
+
+    def _open(self, batch: int, length: int, sizes: list[int], all_logits: bool) -> FusedSession:
+        """A session over a new file, which has a signature for each size of the cache."""
+        def write(file: TfliteFile):
+            for size in sizes:
+                self._write(file, batch, length, size, all_logits)
+
+        vocabulary = self.config.vocabulary_size
+        program = self._load(write, lambda path: FusedProgram(
+            path, self._threads, vocabulary, all_logits))
+        return FusedSession(program, self._plan, self._cache_type(batch), batch, length, sizes,
+                            vocabulary, all_logits)
+
+    def _write(self, file, batch, length, capacity, all_logits):
+        graph, vocabulary = file.signature(f"run_{capacity}"), self.config.vocabulary_size
+        tokens = graph.input("tokens", (batch, length), np.int32)
+        control = graph.input("control", (CONTROL + batch,), np.int32)
+        shape, dtype = self._cache_type(batch)(capacity)
+        cache = graph.input("cache", shape, dtype)
+        # Weights come in as inputs: one copy in memory, whatever the number of files.
+        weights = [graph.input(f"weights_{i}", a.shape, a.dtype)
+                   for i, a in enumerate(self._plan.arrays)]
+        logits = (batch, length, vocabulary) if all_logits else (batch, vocabulary)
+        made = graph.custom(OPERATOR, [tokens, control, cache, *weights],
+                            [(shape, dtype), (logits, np.float32)])
+        graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
+
+    def _cache_type(self, batch: int):
+        """From a capacity to shape and type: `[layers, 2, batch, kv_heads, capacity, head_dim]`,
+        heads padded to whole vectors."""
+        c = self.config
+        dim = -(-c.head_dim // LANES) * LANES
+        return lambda capacity: ((c.num_layers, 2, batch, c.num_kv_heads, capacity, dim),
+                                 np.float16 if self._half else np.float32)

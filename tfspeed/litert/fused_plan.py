@@ -1,0 +1,119 @@
+"""A packed decoder as the fused operator takes it: a plan, a shared blob, and a blob a layer.
+
+The structures mirror `kernels/plan.h` field by field.
+"""
+
+import ctypes
+import dataclasses
+
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.pack import PackedBlock, PackedDecoder
+from tfspeed.litert.memory import huge_pages
+from tfspeed.litert.panels import Blob, Matrix
+from tfspeed.models.config import DecoderConfig
+from tfspeed.models.decoder import alibi_slopes
+
+_ACTIVATIONS = {name: i for i, name in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
+_POSITIONS = {name: i for i, name in enumerate(("rope", "learned", "alibi", "none"))}
+_LARGEST = 2**31 - 1  # offsets and shapes have 32 bits
+_INT, _FLOAT = ctypes.c_int32, ctypes.c_float
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [*((name, Matrix) for name in ("query_key_value", "out", "gate", "up", "down")),
+                *((name, _INT) for name in ("attention_norm", "mlp_norm", "attention_post_norm",
+                                            "mlp_post_norm", "head_scale", "window", "rope"))]
+
+
+class _Rope(ctypes.Structure):
+    _fields_ = [("factor", _FLOAT), ("original", _INT), ("frequencies", _INT),
+                ("long_frequencies", _INT)]
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [
+        *((name, _INT) for name in (
+            "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary", "rotary",
+            "layer_norm", "activation", "gated", "positions", "parallel", "half_cache",
+            "context")),
+        *((name, _FLOAT) for name in ("epsilon", "attention_softcap", "logit_softcap")),
+        ("embedding", Matrix), ("head", Matrix),
+        *((name, _INT) for name in ("embedding_scale", "position_embedding", "final_norm",
+                                    "slopes")),
+        ("ropes", _Rope * 2)]
+
+
+SIZES = (ctypes.sizeof(_Plan), ctypes.sizeof(_Layer))  # what kernels/decoder.c must agree with
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FusedPlan:
+    """`arrays`: the plan, int32 `[n]`; a blob, uint8, of embedding, head, final norm and angles;
+    and a blob a layer."""
+
+    arrays: list[np.ndarray]
+
+
+def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool) -> FusedPlan:
+    """Args:
+        half_cache: whether keys and values are kept in float16.
+    """
+    c, shared = config, Blob()
+    ropes = list(dict.fromkeys(c.layer_rope(i) for i in range(c.num_layers)
+                               if c.layer_rope(i)))
+    embedding = shared.matrix(packed.embedding)
+    head = embedding
+    if packed.head.weight is not packed.embedding or packed.head.bias is not None:
+        head = shared.matrix(packed.head.weight, bias=packed.head.bias)
+    positions = packed.position_embedding
+    plan = _Plan(
+        layers=c.num_layers, hidden=c.hidden_dim, heads=c.num_heads, kv_heads=c.num_kv_heads,
+        dim=c.head_dim, mlp=c.mlp_dim, vocabulary=c.vocabulary_size,
+        rotary=c.rotary_dim if c.positions == "rope" else 0, layer_norm=c.norm == "layer",
+        activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
+        positions=_POSITIONS[c.positions], parallel=c.parallel_residual, half_cache=half_cache,
+        context=c.context_length, epsilon=c.norm_epsilon,
+        attention_softcap=c.attention_softcap, logit_softcap=c.logit_softcap,
+        embedding=embedding, head=head, embedding_scale=shared.add(packed.embedding_scale),
+        position_embedding=shared.add(None if positions is None else positions.data),
+        final_norm=shared.add(packed.final_norm),
+        slopes=shared.add(alibi_slopes(c.num_heads) * np.float32(c.query_scale)))
+    for i in range(2):
+        plan.ropes[i] = _rope(c, ropes[i], shared) if i < len(ropes) else _Rope(1, 0, -1, -1)
+    layers, blobs = (_Layer * c.num_layers)(), []
+    for i, block in enumerate(packed.blocks):
+        blob = Blob()
+        layers[i] = _layer(c, block, blob, c.window(i),
+                           ropes.index(c.layer_rope(i)) if c.layer_rope(i) else -1)
+        blobs.append(blob)
+    for blob in (shared, *blobs):
+        if blob.size > _LARGEST:
+            raise TfspeedError("The fused engine takes matrices of up to 2 GB together in a layer.",
+                               bytes=blob.size, hint="Use fewer bits, or --engine=litert.")
+    words = np.frombuffer(bytes(plan) + bytes(layers), np.int32)
+    return FusedPlan(huge_pages([words, *(blob.array() for blob in (shared, *blobs))]))
+
+
+def _rope(c, rope, shared) -> _Rope:
+    long = rope.inverse_frequencies(c.rotary_dim, long=True) if rope.long_factors else None
+    return _Rope(rope.attention_factor, rope.original_context,
+                 shared.add(rope.inverse_frequencies(c.rotary_dim)), shared.add(long))
+
+
+def _layer(c: DecoderConfig, block: PackedBlock, blob: Blob, window: int, rope: int) -> _Layer:
+    def whole(product, rows=slice(None)):
+        return blob.matrix(product.weight, rows, product.bias)
+
+    attention_norm = blob.add(block.attention_norm)
+    shared_norm = block.mlp_norm is block.attention_norm
+    gate = whole(block.up, slice(0, c.mlp_dim))
+    return _Layer(
+        query_key_value=whole(block.query_key_value), out=whole(block.out), gate=gate,
+        up=whole(block.up, slice(c.mlp_dim, None)) if c.gated_mlp else gate,
+        down=whole(block.down), attention_norm=attention_norm,
+        mlp_norm=attention_norm if shared_norm else blob.add(block.mlp_norm),
+        attention_post_norm=blob.add(block.attention_post_norm),
+        mlp_post_norm=blob.add(block.mlp_post_norm), head_scale=blob.add(block.head_scale),
+        window=window, rope=rope)

@@ -1,0 +1,101 @@
+"""A text being continued by the fused operator: the arrays that it works on, in place."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.fused_plan import FusedPlan
+from tfspeed.litert.fused_runtime import FusedProgram
+from tfspeed.litert.memory import aligned
+
+CONTROL = 8  # fields before the rows' first slots, see kernels/decoder.c
+_INDEX, _COUNT, _LOGITS, _TIME, _BATCH, _LENGTH, _CAPACITY = range(7)
+
+
+class FusedSession:
+    """One batch of texts: their caches, and how far they are filled.
+
+    Args:
+        program: a signature for each of `sizes`, in that order.
+        cache_type: shape and type of a cache of so many slots.
+        length: tokens a row that a call takes at most.
+        all_logits: whether logits come after each token, for a text of `length` tokens.
+    """
+
+    def __init__(self, program: FusedProgram, plan: FusedPlan, cache_type: Callable, batch: int,
+                 length: int, sizes: list[int], vocabulary: int, all_logits: bool):
+        self.program, self.sizes = program, sizes
+        self._plan, self._cache_type = plan, cache_type
+        self._tokens = aligned((batch, length), np.int32)
+        self._control = aligned((CONTROL + batch,), np.int32)
+        self._control[[_BATCH, _LENGTH]] = batch, length
+        self._logits = aligned((batch, length, vocabulary) if all_logits else (batch, vocabulary),
+                               np.float32)
+        self._caches: dict[int, np.ndarray] = {}
+        self._index, self._size = 0, sizes[0]
+
+    def fits(self, needed: int) -> bool:
+        return self.sizes[-1] >= needed
+
+    def begin(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Reads prompts, int32 `[batch, length]` with `starts` slots of padding on the left;
+        returns the logits after them, valid until the next call."""
+        self._index = 0
+        self._control[CONTROL:] = starts
+        self._size = next(size for size in self.sizes if size >= tokens.shape[1])
+        length = self._tokens.shape[1]
+        for at in range(0, tokens.shape[1], length):
+            self._run(tokens[:, at:at + length], last=at + length >= tokens.shape[1])
+        return self._logits
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Reads one token a row, int32 `[batch]`; returns logits as `begin` does."""
+        if self._index == self._size:
+            self._grow()
+        self._run(tokens[:, None], last=True)
+        return self._logits
+
+    def profile(self, tokens: np.ndarray, starts: np.ndarray, new_tokens: int) -> list[dict]:
+        """`{name, calls, seconds}` of each stage of greedy steps after a prompt."""
+        chosen = self.begin(tokens, starts).argmax(-1).astype(np.int32)
+        self._control[_TIME] = 1
+        try:
+            before = self.program.seconds
+            for _ in range(new_tokens):
+                chosen = self.step(chosen).argmax(-1).astype(np.int32)
+        finally:
+            self._control[_TIME] = 0
+        return [{"name": name, "calls": new_tokens, "seconds": seconds - before[name]}
+                for name, seconds in self.program.seconds.items()]
+
+    def _run(self, tokens: np.ndarray, last: bool) -> None:
+        count = tokens.shape[1]
+        if self._size not in self._caches:
+            self._bind()
+        self._tokens[:, :count] = tokens
+        self._control[[_INDEX, _COUNT, _LOGITS]] = self._index, count, last
+        self._control[_CAPACITY] = self._size
+        self.program.run(self.sizes.index(self._size))
+        self._index += count
+
+    def _bind(self) -> None:
+        """Memory for the cache of this size; the other arrays serve all sizes."""
+        shape, dtype = self._cache_type(self._size)
+        self._caches = {self._size: aligned(shape, dtype)}
+        cache = self._caches[self._size]
+        self.program.bind(self.sizes.index(self._size), [self._tokens, self._control, cache, *self._plan.arrays],
+                          [cache, self._logits])
+
+    def _grow(self) -> None:
+        """Moves to the next size; the cache is copied once."""
+        if self._size == self.sizes[-1]:
+            raise TfspeedError("The cache is full.", capacity=self._size,
+                               hint="Ask for fewer tokens.")
+        old = self._caches[self._size]
+        self._size = self.sizes[self.sizes.index(self._size) + 1]
+        self._bind()
+        new = self._caches[self._size]
+        # Slots of one head lie behind each other, in keys and in values.
+        flat = old.reshape(*old.shape[:4], -1)
+        new.reshape(*new.shape[:4], -1)[..., :flat.shape[-1]] = flat

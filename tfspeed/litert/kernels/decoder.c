@@ -1,0 +1,400 @@
+// A whole decoder as one LiteRT operator: tokens in, cache in place, logits out.
+//
+// A step through a graph of some forty small operators a layer spends more time between operators
+// than in reading weights. Here a layer is six stages, all threads stay awake from the first to
+// the last, and activations stay in the cache of the processor.
+//
+// Inputs: tokens int32 [batch, length]; control int32 [8 + batch]: first slot, how many tokens of
+// each row count, whether logits are wanted, whether to keep time, batch, length, capacity, 0, and
+// the first slot that each row uses; cache [layers, 2, batch, kv_heads, capacity, dim]; plan;
+// shared blob; a blob a layer.
+// Outputs: the cache, the same memory; logits [batch, vocabulary], or [batch, length, vocabulary].
+#include <time.h>
+
+#include "attention.h"
+#include "matrix.h"
+#include "plan.h"
+#include "threads.h"
+
+enum { EMBED, PREPARE, QUERY_KEY_VALUE, ROTATE, ATTEND, OUT, GATE_UP, DOWN, HEAD, STAGES };
+
+typedef struct {
+  const Plan *plan;
+  const Layer *layers;
+  const int32_t *tokens, *control, *starts;
+  const uint8_t *shared, *const *blobs;
+  uint8_t *cache;
+  float *logits;
+  int batch, length, capacity, all_logits, count, rows;  // rows = batch · count
+  // Scratch.
+  float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores;
+  float *angles[2];  // [rows, 2, rotary / 2]: cos, sin
+  Rows shares, own[MAX_THREADS];
+  double *seconds;
+  double last;
+} Step;
+
+static void *memory[32];
+static size_t sizes[32];
+
+// Scratch lives as long as the process: one job runs at a time.
+static void *scratch(int slot, size_t bytes) {
+  bytes += 256;
+  if (sizes[slot] < bytes) {
+    free(memory[slot]);
+    memory[slot] = aligned_alloc(64, up_to(bytes, 64));
+    sizes[slot] = memory[slot] ? bytes : 0;
+    if (memory[slot]) memset(memory[slot], 0, up_to(bytes, 64));
+  }
+  return memory[slot];
+}
+
+static void tick(Step *s, int thread, int stage) {
+  if (!s->control[3] || thread) return;
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  double seconds = now.tv_sec + now.tv_nsec * 1e-9;
+  if (stage >= 0) s->seconds[stage] += seconds - s->last;
+  s->last = seconds;
+}
+
+static void norm(const Plan *p, const float *x, const float *scale, float *out) {
+  int n = p->hidden;
+  float mean = 0, square = 0;
+  if (p->layer_norm) {
+    for (int i = 0; i < n; i++) mean += x[i];
+    mean /= n;
+  }
+  for (int i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+  float inverse = 1.0f / sqrtf(square / n + p->epsilon);
+  const float *bias = scale + n;
+  for (int i = 0; i < n; i++) out[i] = (x[i] - mean) * inverse * scale[i] + bias[i];
+}
+
+// Makes `in` ready for a product: row i of it from row of(i) of what `fill` reads.
+typedef void (*Fill)(const Step *, const void *, int, float *);
+
+// A single row is made by every thread for itself: cheaper than waiting for one.
+static const Rows *prepare(Step *s, Fill fill, const void *what, int rows, int width, int thread,
+                           int threads) {
+  Rows *in = rows == 1 ? &s->own[thread] : &s->shares;
+  in->width = up_to(width, BLOCK);
+  if (rows > 1) barrier(threads);  // the last product may still be reading it
+  int from = 0, to = rows;
+  if (rows > 1) share(rows, thread, threads, &from, &to);
+  for (int m = from; m < to; m++) {
+    float *row = in->x + (size_t)m * in->width;
+    fill(s, what, m, row);
+    for (int i = width; i < in->width; i++) row[i] = 0;
+    quantize(in, m);
+  }
+  if (rows > 1) barrier(threads);
+  tick(s, thread, PREPARE);
+  return in;
+}
+
+static void fill_normed(const Step *s, const void *scale, int m, float *out) {
+  norm(s->plan, s->x + (size_t)m * up_to(s->plan->hidden, LANES), scale, out);
+}
+
+static void fill_last_normed(const Step *s, const void *scale, int b, float *out) {
+  fill_normed(s, scale, b * s->count + s->count - 1, out);
+}
+
+static void fill_mixed(const Step *s, const void *unused, int m, float *out) {
+  (void)unused;
+  int dim = s->plan->dim, padded = up_to(dim, LANES);
+  for (int h = 0; h < s->plan->heads; h++)
+    memcpy(out + h * dim, s->mixed + ((size_t)m * s->plan->heads + h) * padded,
+           dim * sizeof(float));
+}
+
+static void fill_activated(const Step *s, const void *unused, int m, float *out) {
+  (void)unused;
+  memcpy(out, s->gate + (size_t)m * up_to(s->plan->mlp, LANES), s->plan->mlp * sizeof(float));
+}
+
+static void embed(Step *s, int thread, int threads) {
+  const Plan *p = s->plan;
+  int from, to, width = up_to(p->hidden, LANES), half = p->rotary / 2;
+  share(s->rows, thread, threads, &from, &to);
+  int last = 0;
+  for (int b = 0; b < s->batch; b++) {
+    int position = s->control[0] + s->count - 1 - s->starts[b];
+    if (position > last) last = position;
+  }
+  for (int m = from; m < to; m++) {
+    int b = m / s->count, t = m % s->count;
+    int position = s->control[0] + t - s->starts[b];
+    float *x = s->x + (size_t)m * width;
+    look_up(&p->embedding, s->shared, s->tokens[b * s->length + t], x);
+    for (int i = p->hidden; i < width; i++) x[i] = 0;
+    if (p->embedding_scale >= 0) {
+      const float *scale = (const float *)(s->shared + p->embedding_scale);
+      for (int i = 0; i < p->hidden; i++) x[i] *= scale[i];
+    }
+    if (position < 0) position = 0;  // padding
+    if (p->positions == LEARNED) {
+      int row = position < p->context ? position : p->context - 1;
+      const float *learned =
+          (const float *)(s->shared + p->position_embedding) + (size_t)row * p->hidden;
+      for (int i = 0; i < p->hidden; i++) x[i] += learned[i];
+    }
+    for (int r = 0; r < 2 && p->positions == ROPE; r++) {
+      const Rope *rope = &p->ropes[r];
+      if (rope->frequencies < 0) continue;
+      int stretched = rope->long_frequencies >= 0 && last >= rope->original;
+      const float *f = (const float *)(s->shared + (stretched ? rope->long_frequencies
+                                                              : rope->frequencies));
+      float *angles = s->angles[r] + (size_t)m * 2 * half;
+      for (int i = 0; i < half; i++) {
+        float angle = (float)position * f[i];
+        angles[i] = cosf(angle) * rope->factor;
+        angles[half + i] = sinf(angle) * rope->factor;
+      }
+    }
+  }
+  barrier(threads);
+  tick(s, thread, EMBED);
+}
+
+static void cache_of(const Step *s, int layer, int b, Cache *c) {
+  const Plan *p = s->plan;
+  size_t dim = up_to(p->dim, LANES), size = p->half_cache ? 2 : 4;
+  size_t row = (size_t)p->kv_heads * s->capacity * dim * size;
+  c->keys = s->cache + ((size_t)layer * 2 * s->batch + b) * row;
+  c->values = c->keys + s->batch * row;
+  c->half = p->half_cache, c->capacity = s->capacity, c->dim = (int)dim;
+}
+
+// Norms and rotates one head; the rest up to a whole vector stays zero.
+static void turn(const Step *s, const Layer *layer, const uint8_t *blob, int m, int head,
+                 const float *x, float *out) {
+  const Plan *p = s->plan;
+  int half = p->rotary / 2;
+  memcpy(out, x, p->dim * sizeof(float));
+  if (layer->head_scale >= 0) {
+    const float *scale = (const float *)(blob + layer->head_scale) + (size_t)head * p->dim;
+    float square = 0;
+    for (int i = 0; i < p->dim; i++) square += out[i] * out[i];
+    float inverse = 1.0f / sqrtf(square / p->dim + p->epsilon);
+    for (int i = 0; i < p->dim; i++) out[i] *= inverse * scale[i];
+  }
+  if (layer->rope < 0) return;
+  const float *cosine = s->angles[layer->rope] + (size_t)m * 2 * half, *sine = cosine + half;
+  for (int i = 0; i < half; i++) {
+    float a = out[i], b = out[half + i];
+    out[i] = a * cosine[i] - b * sine[i];
+    out[half + i] = b * cosine[i] + a * sine[i];
+  }
+}
+
+static void rotate(Step *s, int l, int thread, int threads) {
+  const Plan *p = s->plan;
+  const Layer *layer = &s->layers[l];
+  int all = p->heads + p->kv_heads, dim = up_to(p->dim, LANES), from, to;
+  size_t width = up_to((all + p->kv_heads) * p->dim, LANES);
+  share(s->rows * all, thread, threads, &from, &to);
+  for (int unit = from; unit < to; unit++) {
+    int m = unit / all, head = unit % all, b = m / s->count;
+    const float *x = s->fused + m * width + (size_t)head * p->dim;
+    float *out = s->turned + ((size_t)m * all + head) * dim;
+    turn(s, layer, s->blobs[l], m, head, x, out);
+    if (head < p->heads) continue;
+    float value[dim];
+    memset(value, 0, sizeof value);
+    memcpy(value, x + (size_t)p->kv_heads * p->dim, p->dim * sizeof(float));
+    Cache c;
+    cache_of(s, l, b, &c);
+    write_slot(&c, head - p->heads, s->control[0] + m % s->count, out, value);
+  }
+  barrier(threads);
+  tick(s, thread, ROTATE);
+}
+
+// Attends with rows [first, first + count) of the group * s->count that share a key head.
+static void attend_tile(Step *s, int l, int b, int head, int first, int count, int thread) {
+  const Plan *p = s->plan;
+  int group = p->heads / p->kv_heads, all = p->heads + p->kv_heads, dim = up_to(p->dim, LANES);
+  const float *slopes = p->positions == ALIBI ? (const float *)(s->shared + p->slopes) : NULL;
+  int start = s->starts[b], window = s->layers[l].window;
+  Tile t = {.softcap = p->attention_softcap};
+  for (int r = 0; r < count; r++) {  // rows of one token are neighbours
+    int token = (first + r) / group, query = head * group + (first + r) % group;
+    int m = b * s->count + token, slot = s->control[0] + token;
+    t.query[r] = s->turned + ((size_t)m * all + query) * dim;
+    t.out[r] = s->mixed + ((size_t)m * p->heads + query) * dim;
+    t.to[r] = slot + 1;
+    t.from[r] = window && slot + 1 - window > start ? slot + 1 - window : start;
+    if (t.from[r] > t.to[r]) t.from[r] = t.to[r];  // padding sees nothing
+    t.slope[r] = slopes ? slopes[query] : 0;
+  }
+  Cache c;
+  cache_of(s, l, b, &c);
+  attend(count, &t, &c, head,
+         s->scores + (size_t)thread * TILE_ROWS * (s->capacity + 2 * LANES));
+}
+
+static void attention(Step *s, int l, int thread, int threads) {
+  const Plan *p = s->plan;
+  int rows = s->count * (p->heads / p->kv_heads), heads = s->batch * p->kv_heads;
+  if (s->count > 1) {
+    int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int unit = thread; unit < heads * tiles; unit += threads) {  // causal: later cost more
+      int first = unit / heads * TILE_ROWS, left = rows - first;
+      attend_tile(s, l, unit % heads / p->kv_heads, unit % p->kv_heads, first,
+                  left < TILE_ROWS ? left : TILE_ROWS, thread);
+    }
+  } else {  // neighbours, so that a thread reads as few key heads as can be
+    int from, to;
+    share(heads * rows, thread, threads, &from, &to);
+    while (from < to) {
+      int first = from % rows, count = rows - first;
+      if (count > to - from) count = to - from;
+      if (count > TILE_ROWS) count = TILE_ROWS;
+      attend_tile(s, l, from / rows / p->kv_heads, from / rows % p->kv_heads, first, count, thread);
+      from += count;
+    }
+  }
+  barrier(threads);
+  tick(s, thread, ATTEND);
+}
+
+static void activate(const Step *s, int thread, int threads) {
+  const Plan *p = s->plan;
+  int from, to, width = up_to(p->mlp, LANES);
+  share(width / LANES, thread, threads, &from, &to);
+  for (int m = 0; m < s->rows; m++) {
+    float *g = s->gate + (size_t)m * width, *u = s->up + (size_t)m * width;
+    int a = from * LANES, b = to * LANES;
+    for (int i = a; i < b; i += LANES) {
+      v16 x = load16(g + i);
+      if (p->activation == SILU) x = x / (1.0f + exp16(-x));
+      else if (p->activation == GELU_TANH)
+        x = 0.5f * x * (1.0f + tanh16(0.79788456f * (x + 0.044715f * x * x * x)));
+      else if (p->activation == RELU) x = max16(x, all16(0));
+      else for (int k = 0; k < LANES; k++) x[k] = 0.5f * x[k] * (1.0f + erff(x[k] * 0.70710678f));
+      if (p->gated) x *= load16(u + i);
+      store16(g + i, x);
+    }
+  }
+}
+
+// x += a (+ b), each normed first where its norm is given.
+static void add_aside(Step *s, const uint8_t *blob, int count, const int32_t *norms, int thread,
+                      int threads) {
+  int from, to, width = up_to(s->plan->hidden, LANES);
+  share(s->rows, thread, threads, &from, &to);
+  for (int m = from; m < to; m++)
+    for (int k = 0; k < count; k++) {
+      float *x = s->x + (size_t)m * width, *add = s->aside[k] + (size_t)m * width;
+      if (norms[k] >= 0) norm(s->plan, add, (const float *)(blob + norms[k]), add);
+      for (int i = 0; i < s->plan->hidden; i++) x[i] += add[i];
+    }
+  barrier(threads);
+}
+
+static void block(Step *s, int l, int thread, int threads) {
+  const Plan *p = s->plan;
+  const Layer *layer = &s->layers[l];
+  const uint8_t *blob = s->blobs[l];
+  size_t width = up_to(p->hidden, LANES), mlp = up_to(p->mlp, LANES);
+  int post = layer->attention_post_norm >= 0, aside = post || p->parallel;
+
+  const Rows *in = prepare(s, fill_normed, blob + layer->attention_norm, s->rows, p->hidden,
+                           thread, threads);
+  product(&layer->query_key_value, blob, in, s->rows, s->fused,
+          up_to(layer->query_key_value.rows, LANES), 0, 0, thread, threads);
+  barrier(threads);
+  tick(s, thread, QUERY_KEY_VALUE);
+  rotate(s, l, thread, threads);
+  attention(s, l, thread, threads);
+  in = prepare(s, fill_mixed, NULL, s->rows, p->heads * p->dim, thread, threads);
+  product(&layer->out, blob, in, s->rows, aside ? s->aside[0] : s->x, width, !aside, 0, thread,
+          threads);
+  barrier(threads);
+  if (post && !p->parallel) add_aside(s, blob, 1, &layer->attention_post_norm, thread, threads);
+  tick(s, thread, OUT);
+
+  in = prepare(s, fill_normed, blob + layer->mlp_norm, s->rows, p->hidden, thread, threads);
+  product(&layer->gate, blob, in, s->rows, s->gate, mlp, 0, 0, thread, threads);
+  if (p->gated) product(&layer->up, blob, in, s->rows, s->up, mlp, 0, 0, thread, threads);
+  activate(s, thread, threads);
+  barrier(threads);
+  tick(s, thread, GATE_UP);
+  in = prepare(s, fill_activated, NULL, s->rows, p->mlp, thread, threads);
+  product(&layer->down, blob, in, s->rows, !aside ? s->x : s->aside[p->parallel], width, !aside, 0,
+          thread, threads);
+  barrier(threads);
+  int32_t norms[2] = {layer->attention_post_norm, layer->mlp_post_norm};
+  if (p->parallel) add_aside(s, blob, 2, norms, thread, threads);
+  else if (post) add_aside(s, blob, 1, norms + 1, thread, threads);
+  tick(s, thread, DOWN);
+}
+
+static void logits(Step *s, int thread, int threads) {
+  const Plan *p = s->plan;
+  int rows = s->all_logits ? s->rows : s->batch, from, to;
+  const Rows *in = prepare(s, s->all_logits ? fill_normed : fill_last_normed,
+                           s->shared + p->final_norm, rows, p->hidden, thread, threads);
+  product(&p->head, s->shared, in, rows, s->logits, p->vocabulary, 0, 1, thread, threads);
+  if (p->logit_softcap > 0) {
+    share(up_to(p->vocabulary, LANES) / LANES, thread, threads, &from, &to);
+    from *= LANES, to = to * LANES < p->vocabulary ? to * LANES : p->vocabulary;
+    for (int m = 0; m < rows; m++) {
+      float *row = s->logits + (size_t)m * p->vocabulary;
+      for (int i = from; i < to; i++)
+        row[i] = p->logit_softcap * tanhf(row[i] / p->logit_softcap);
+    }
+  }
+  barrier(threads);
+  tick(s, thread, HEAD);
+}
+
+static void job(void *argument, int thread, int threads) {
+  Step *s = argument;
+  tick(s, thread, -1);
+  embed(s, thread, threads);
+  for (int l = 0; l < s->plan->layers; l++) block(s, l, thread, threads);
+  if (s->control[2]) logits(s, thread, threads);
+}
+
+static Rows rows_of(int slot, int rows, int width) {
+  return (Rows){scratch(slot, (size_t)rows * width * sizeof(float)),
+                scratch(slot + 1, (size_t)rows * width),
+                scratch(slot + 2, (size_t)rows * width / BLOCK * sizeof(float)),
+                scratch(slot + 3, (size_t)rows * width / BLOCK * sizeof(int32_t)), width};
+}
+
+// Gives 0 where memory has run out.
+static int reserve(Step *s, int threads) {
+  const Plan *p = s->plan;
+  int rows = s->rows, dim = up_to(p->dim, LANES), all = p->heads + 2 * p->kv_heads;
+  int hidden = up_to(p->hidden, BLOCK), mlp = up_to(p->mlp, BLOCK);
+  int widest = up_to(p->heads * p->dim, BLOCK);
+  widest = widest > hidden ? widest : hidden;
+  widest = widest > mlp ? widest : mlp;
+  size_t f = sizeof(float) * (size_t)rows;
+  s->x = scratch(0, f * hidden);
+  s->fused = scratch(1, f * up_to(all * p->dim, LANES));
+  s->turned = scratch(2, f * (p->heads + p->kv_heads) * dim);
+  s->mixed = scratch(3, f * p->heads * dim);
+  s->gate = scratch(4, f * mlp);
+  s->up = scratch(5, f * mlp);
+  s->aside[0] = scratch(6, f * hidden);
+  s->aside[1] = scratch(7, f * hidden);
+  s->scores = scratch(8, sizeof(float) * threads * TILE_ROWS * (s->capacity + 2 * LANES));
+  s->angles[0] = scratch(9, f * 2 * (p->rotary + 1));
+  s->angles[1] = scratch(10, f * 2 * (p->rotary + 1));
+  s->shares = rows_of(11, rows, widest);
+  Rows own = rows_of(15, threads, 2 * widest);  // apart, so that no cache line is shared
+  for (int i = 0; i < 19; i++)
+    if (!memory[i]) return 0;
+  for (int t = 0; t < threads; t++)
+    s->own[t] = (Rows){own.x + (size_t)t * 2 * widest, own.q + (size_t)t * 2 * widest,
+                       own.scale + (size_t)t * 2 * widest / BLOCK,
+                       own.offset + (size_t)t * 2 * widest / BLOCK, widest};
+  return 1;
+}
+
+#include "operator.h"
