@@ -108,7 +108,5 @@ class LiteRtBase(Engine):
                 raise TfspeedError("The model does not fit into the folder for temporary files.",
                                    folder=folder, bytes=self.weights_bytes, cause=error.strerror,
                                    hint="Set TMPDIR to a folder with more room.") from error
-            # Both files stay mapped when their names are gone. With a cache of its own, XNNPACK
-            # keeps one copy of the weights in its order, not one a signature.
-            return load(path) if load else Program(path, self._threads,
-                                                   weight_cache=str(Path(folder) / "xnnpack"))
+            # It stays mapped when its name is gone.
+            return load(path) if load else Program(path, self._threads)

@@ -6,6 +6,7 @@ kernels update it where it lies.
 
 import atexit
 import functools
+import mmap
 import os
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def check_file(path) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(8)
-            content = None if head[4:] != b"TFL3" else head + file.read()
+            # Mapped: the weights, which are nearly all of it, are not looked at.
+            content = None if head[4:] != b"TFL3" else mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise TfspeedError("The .tflite file could not be read.", path=str(path),
                            cause=error.strerror) from error
@@ -58,11 +61,11 @@ def check_file(path) -> None:
 class Program:
     """A loaded `.tflite` file."""
 
-    def __init__(self, path, threads: int, weight_cache: str = ""):
+    def __init__(self, path, threads: int, weight_cache: str = ":memory:"):
         """Args:
             threads: how many the kernels may use.
-            weight_cache: file in which XNNPACK keeps the weights as its kernels want them; a
-                later start maps it instead of packing again. None where empty.
+            weight_cache: file in which XNNPACK keeps the weights in its kernels' order; `:memory:`
+                is none, but still one copy for all signatures (where empty, one for each).
         """
         from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, Options
         check_file(path)
