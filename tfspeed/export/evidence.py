@@ -89,8 +89,9 @@ def measure_again(runner, record: dict, progress: Callable[[], None]) -> dict:
     again = {"perplexity": found["perplexity"],
              "top1_agreement": float((np.asarray(watched.likeliest) == reference).mean()),
              "evaluated_tokens": found["evaluated_tokens"]}
-    again["perplexity_delta"] = (again["perplexity"] / record["quality"]["baseline_perplexity"]
-                                 - 1.0)
+    baseline = record["quality"].get("baseline_perplexity")
+    if baseline is not None:  # no tokenizer: no perplexity
+        again["perplexity_delta"] = again["perplexity"] / baseline - 1.0
     answers = []
     for probe in record["probes"]:
         count = len(_numbers(probe["answer"]))

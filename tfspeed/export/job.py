@@ -82,7 +82,7 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
     try:
-        with files.appearing(target) as beside:
+        with files.appearing(target) as beside, saved_model.no_gradients():
             write(beside, model, form, weights, context, bar)
             found = prove(beside, model, reference, form, context, windows, bar)
             if note:  # random tokens have no perplexity worth the name

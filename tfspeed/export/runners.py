@@ -1,6 +1,5 @@
 """Runs an artifact as its user would, out of the file alone: scores texts, continues prompts."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.export import tflite
 from tfspeed.litert.runtime import Buffers, Program
-from tfspeed.quiet import captured_stderr
 
 
 class TfliteRunner:
@@ -19,9 +17,7 @@ class TfliteRunner:
     def __init__(self, path: Path):
         described = tflite.description(path)
         self._signatures = [tflite.Signature(**s) for s in described["signatures"]]
-        self._folder = tempfile.TemporaryDirectory()
-        cache = str(Path(self._folder.name) / "weights")  # one for all signatures
-        self._program = Program(path, available_cores(), weight_cache=cache)
+        self._program = Program(path, available_cores())
         self._score: Buffers | None = None
 
     def score(self, tokens: np.ndarray) -> np.ndarray:
@@ -75,15 +71,13 @@ class TfliteRunner:
 
     def _cleared(self, buffers: Buffers) -> Buffers:
         """New memory may hold NaN, which no mask hides."""
-        with captured_stderr():  # the first access lists the accelerators
-            for name in self._caches(tflite.SCORE):
-                buffers[name] = np.zeros_like(buffers[name])
+        for name in self._caches(tflite.SCORE):
+            buffers[name] = np.zeros_like(buffers[name])
         return buffers
 
     def close(self) -> None:
         self._score = None
         self._program.close()
-        self._folder.cleanup()
 
 
 class SavedModelRunner:

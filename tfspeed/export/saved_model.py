@@ -6,10 +6,13 @@ state…)` reads rows padded on the left; `decode(tokens, state…)` reads one t
 the logits of every token. Nothing is kept between two calls: the state travels with each.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.ops import gradient_registry
 
 from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder_model import DecoderModel
@@ -19,6 +22,23 @@ from tfspeed.models.recurrent import RecurrentModel
 _PREFILL, _SCORED = 128, 256  # lengths for models that cannot be traced without one
 
 
+@contextlib.contextmanager
+def no_gradients() -> Iterator[None]:
+    """Lets go of the gradients of what is traced inside the block.
+
+    TensorFlow registers one for every `silu` that it traces, for good, and with it the whole
+    graph: 9 MB for a tiny model. There is no public way to take one back (TensorFlow is pinned).
+    """
+    registered = gradient_registry._registry
+    before = set(registered)
+    try:
+        yield
+    finally:
+        for name in set(registered) - before:
+            if name.startswith("CustomGradient-"):
+                del registered[name]
+
+
 def write(folder: Path, model: LanguageModel, context: int) -> None:
     """Writes the folder; texts may have up to `context` tokens."""
     if not model.pads:
@@ -26,7 +46,9 @@ def write(folder: Path, model: LanguageModel, context: int) -> None:
                            model=model.name, type=type(model.keras_model).__name__)
     module = tf.Module()  # plain variables: nothing of Keras is saved with them
     module.weights = [variable.value for variable in model.keras_model.weights]
-    tf.saved_model.save(module, str(folder), signatures=_signatures(model, context))
+    # Gradients are of no use here, and every load would keep their graphs for good.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder), _signatures(model, context), options)
 
 
 def _signatures(model: LanguageModel, context: int) -> dict:

@@ -9,8 +9,8 @@ Three kinds of signature share one set of weights:
 
 A step costs what its capacity costs, so an app begins with the smallest and, when that is full,
 copies the caches' rows into the next. A prefill must end inside the cache: LiteRT moves one that
-does not, silently. Give the runtime a weight cache (`xnnpack_weight_cache_path`), or every
-signature keeps packed weights of its own.
+does not, silently. Give the runtime a weight cache (`xnnpack_weight_cache_path`, a file or
+`:memory:`), or every signature keeps packed weights of its own.
 """
 
 import dataclasses
@@ -104,25 +104,27 @@ def description(path: Path) -> dict:
     Raises:
         TfspeedError: the file is none, damaged, truncated, of another version, or not ours.
     """
-    from ai_edge_litert import schema_py_generated as schema
     check_file(path)
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        model = schema.Model.GetRootAs(data, 0)
-        try:
-            entries = {model.Metadata(i).Name(): model.Buffers(model.Metadata(i).Buffer())
-                       for i in range(model.MetadataLength())}
-            entry = entries.get(METADATA.encode())
-            if entry is None:
-                raise TfspeedError("This .tflite file was not made by scripts/export.py.",
-                                   path=str(path))
-            size = entry.Size()  # of one kept behind the flatbuffer; small ones lie inside
-            text = (data[entry.Offset():entry.Offset() + size] if size
-                    else entry.DataAsNumpy().tobytes())
-        finally:
-            del model  # its views into the file must go before the file does
-            entries = entry = None
     try:
-        return json.loads(text)
-    except ValueError as error:
+        text = _entry(path, METADATA)
+        described = text and json.loads(text)
+    except Exception as error:  # flatbuffers raises whatever a wrong offset leads to
         raise TfspeedError("This .tflite file is damaged: its description cannot be read.",
                            path=str(path)) from error
+    if described is None:
+        raise TfspeedError("This .tflite file was not made by scripts/export.py.", path=str(path))
+    return described
+
+
+def _entry(path: Path, name: str) -> bytes | None:
+    """A metadata entry, read without the weights."""
+    from ai_edge_litert import schema_py_generated as schema
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        model = schema.Model.GetRootAs(data, 0)
+        for i in range(model.MetadataLength()):
+            if model.Metadata(i).Name() == name.encode():
+                buffer = model.Buffers(model.Metadata(i).Buffer())
+                if buffer.Size():  # a large one lies behind the flatbuffer
+                    return data[buffer.Offset():buffer.Offset() + buffer.Size()]
+                return bytes(map(buffer.Data, range(buffer.DataLength())))
+    return None

@@ -8,6 +8,7 @@ import rich.box
 import rich.console
 import rich.markup
 import rich.table
+import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
 from tfspeed.export import evidence, litertlm, manifest, runners, tflite
@@ -22,9 +23,8 @@ _TOLERANCE = {"perplexity": 1e-3, "perplexity_delta": 1e-3, "top1_agreement": 2e
 
 def run(target: str) -> int:
     """Prints the comparison; returns 0 where all is equal, else 1."""
-    path = Path(target.rstrip("/") or "/")
-    bar = Progress()
-    form = form_of(path)
+    path, bar = Path(target), Progress()
+    form = form_of(path) if target else form_of(path / "no name")
     check(path, form)
     record = manifest.read(path)
     if record["format"] != form:
@@ -37,12 +37,14 @@ def run(target: str) -> int:
             with (bar.task(f"running {path.name}", len(windows) + len(asked)) as advance,
                   opened(path, form) as runner):
                 rows += compare_runs(record, evidence.measure_again(runner, record, advance))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            if isinstance(error, TfspeedError):
-                raise
+        except TfspeedError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+                RuntimeError, tf.errors.OpError) as error:
             raise TfspeedError("The manifest is damaged: what it records cannot be run again.",
                                manifest=str(manifest.path_of(path)),
-                               cause=f"{type(error).__name__}: {error}"[:200]) from error
+                               cause=f"{type(error).__name__}: {str(error).strip()}"
+                               .splitlines()[0][:200]) from error
     console = rich.console.Console()
     console.print(table(rows))
     unequal = [name for name, *_, same in rows if not same]
