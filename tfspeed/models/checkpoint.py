@@ -10,6 +10,7 @@ Names (kernels are `[in, out]`, as Keras has them; `i` counts layers):
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -72,29 +73,47 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         raise TfspeedError(
             f"The config of {checkpoint.name} describes more parameters than the file holds.",
             config=asked, file=held, hint="The file is incomplete, or its metadata is damaged.")
-    decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
-    unused = set(checkpoint.tensors)
-    for name, variable in named_variables(decoder).items():
-        sources = _sources(name, checkpoint.tensors)
-        unused -= set(sources)
-        arrays = [_read(checkpoint, source) for source in sources]
-        if len({a.shape[:-1] for a in arrays}) > 1:
-            raise TfspeedError(
-                f"Tensors of {checkpoint.name} that are used as one disagree in shape.",
-                tensors=sources, shapes=[a.shape for a in arrays], hint="The file is damaged.")
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-        if array.shape != tuple(variable.shape):
-            raise TfspeedError(
-                f"Tensor {name} of {checkpoint.name} disagrees with the config.",
-                expected_shape=tuple(variable.shape), shape=array.shape,
-                hint="The file is damaged, or its metadata belongs to another model.")
-        variable.assign(array)
+    decoder = Decoder(checkpoint.config, "zeros", dtype=dtype, name="decoder")
+    variables, unused = named_variables(decoder), set(checkpoint.tensors)
+    for name in variables:
+        unused -= set(_sources(name, checkpoint.tensors))
+    with ThreadPoolExecutor(1) as pool:
+        # A matrix is turned round in memory while the next one is read.
+        turned: list = []
+        for name, variable in variables.items():
+            array = _array(checkpoint, name, tuple(variable.shape))
+            turned.append((variable, pool.submit(np.ascontiguousarray, array)))
+            if len(turned) > 2:
+                _fill(*turned.pop(0))
+        for variable, array in turned:
+            _fill(variable, array)
     if unused:
         raise TfspeedError(
             f"{checkpoint.name} holds tensors that its config has no place for.",
             tensors=sorted(unused)[:6],
             hint="Running without them would give wrong answers; the config must match.")
     return decoder
+
+
+def _fill(variable, array) -> None:
+    variable.assign(array.result())
+
+
+def _array(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What fills a variable of this name and shape."""
+    sources = _sources(name, checkpoint.tensors)
+    arrays = [_read(checkpoint, source) for source in sources]
+    if len({a.shape[:-1] for a in arrays}) > 1:
+        raise TfspeedError(
+            f"Tensors of {checkpoint.name} that are used as one disagree in shape.",
+            tensors=sources, shapes=[a.shape for a in arrays], hint="The file is damaged.")
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    if array.shape != shape:
+        raise TfspeedError(
+            f"Tensor {name} of {checkpoint.name} disagrees with the config.",
+            expected_shape=shape, shape=array.shape,
+            hint="The file is damaged, or its metadata belongs to another model.")
+    return array
 
 
 def _sources(name: str, tensors) -> list[str]:

@@ -86,16 +86,18 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 class Attention(keras.layers.Layer):
     """Grouped-query attention over a cache (arXiv:2305.13245)."""
 
-    def __init__(self, config: DecoderConfig, **kwargs):
+    def __init__(self, config: DecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         # Keras must not cast the float32 bias and angles to the type of the weights.
         super().__init__(autocast=False, **kwargs)
         self.config = c = config
         policy = self.dtype_policy
         self.query_key_value = keras.layers.Dense(
-            c.qkv_dim, use_bias=c.qkv_bias, dtype=policy, name="query_key_value")
+            c.qkv_dim, use_bias=c.qkv_bias, kernel_initializer=initializer, dtype=policy,
+            name="query_key_value")
         self.query_key_value.build((None, None, c.hidden_dim))
         self.out = keras.layers.Dense(
-            c.hidden_dim, use_bias=c.attention_out_bias, dtype=policy, name="out")
+            c.hidden_dim, use_bias=c.attention_out_bias, kernel_initializer=initializer,
+            dtype=policy, name="out")
         self.out.build((None, None, c.num_heads * c.head_dim))
         if c.qk_norm:
             self.query_norm = Norm("rms", c.norm_epsilon, c.head_dim, dtype=policy,
@@ -151,14 +153,16 @@ class Attention(keras.layers.Layer):
 class MLP(keras.layers.Layer):
     """Gated (SwiGLU and its kin, arXiv:2002.05202) or plain feed-forward layer."""
 
-    def __init__(self, config: DecoderConfig, **kwargs):
+    def __init__(self, config: DecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.config = c = config
         width = 2 * c.mlp_dim if c.gated_mlp else c.mlp_dim
-        self.up = keras.layers.Dense(width, use_bias=c.mlp_bias, dtype=self.dtype_policy,
+        self.up = keras.layers.Dense(width, use_bias=c.mlp_bias, kernel_initializer=initializer,
+                                     dtype=self.dtype_policy,
                                      name="gate_up" if c.gated_mlp else "up")
         self.up.build((None, None, c.hidden_dim))
         self.down = keras.layers.Dense(c.hidden_dim, use_bias=c.mlp_bias,
+                                       kernel_initializer=initializer,
                                        dtype=self.dtype_policy, name="down")
         self.down.build((None, None, c.mlp_dim))
         self.built = True
@@ -176,7 +180,7 @@ class MLP(keras.layers.Layer):
 class Block(keras.layers.Layer):
     """One layer: norm, attention, norm, MLP, residuals."""
 
-    def __init__(self, config: DecoderConfig, **kwargs):
+    def __init__(self, config: DecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         super().__init__(autocast=False, **kwargs)  # see Attention
         self.config = c = config
         policy = self.dtype_policy
@@ -185,9 +189,9 @@ class Block(keras.layers.Layer):
             return Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy, name=name)
 
         self.attention_norm = norm("attention_norm")
-        self.attention = Attention(c, dtype=policy, name="attention")
+        self.attention = Attention(c, initializer, dtype=policy, name="attention")
         self.mlp_norm = None if c.shared_norm else norm("mlp_norm")
-        self.mlp = MLP(c, dtype=policy, name="mlp")
+        self.mlp = MLP(c, initializer, dtype=policy, name="mlp")
         self.attention_post_norm = norm("attention_post_norm") if c.post_norms else None
         self.mlp_post_norm = norm("mlp_post_norm") if c.post_norms else None
         self.built = True
@@ -207,25 +211,34 @@ class Block(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfspeed")
 class Decoder(keras.Model):
-    """The model. `call(tokens)` scores a whole text; `forward` continues one from a state."""
+    """The model. `call(tokens)` scores a whole text; `forward` continues one from a state.
 
-    def __init__(self, config: DecoderConfig, **kwargs):
+    Args:
+        initializer: of all matrices; `zeros` takes no time where a checkpoint will fill them.
+    """
+
+    def __init__(self, config: DecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.config = c = config
         policy = self.dtype_policy
+        table = "zeros" if initializer == "zeros" else "uniform"
         self.embedding = keras.layers.Embedding(
-            c.vocabulary_size, c.hidden_dim, dtype=policy, name="embedding")
+            c.vocabulary_size, c.hidden_dim, embeddings_initializer=table, dtype=policy,
+            name="embedding")
         self.embedding.build(None)
         if c.positions == "learned":
             self.position_embedding = keras.layers.Embedding(
-                c.context_length, c.hidden_dim, dtype=policy, name="position_embedding")
+                c.context_length, c.hidden_dim, embeddings_initializer=table, dtype=policy,
+                name="position_embedding")
             self.position_embedding.build(None)
-        self.blocks = [Block(c, dtype=policy, name=f"block_{i}") for i in range(c.num_layers)]
+        self.blocks = [Block(c, initializer, dtype=policy, name=f"block_{i}")
+                       for i in range(c.num_layers)]
         self.final_norm = Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy,
                                name="final_norm")
         self.head = None
         if not c.tied_embeddings:
-            self.head = keras.layers.Dense(c.vocabulary_size, use_bias=c.head_bias, dtype=policy,
+            self.head = keras.layers.Dense(c.vocabulary_size, use_bias=c.head_bias,
+                                           kernel_initializer=initializer, dtype=policy,
                                            name="head")
             self.head.build((None, None, c.hidden_dim))
         self.built = True

@@ -24,6 +24,7 @@ _NORMS = {"attn_norm": "attention_norm", "ffn_norm": "mlp_norm", "attn_q_norm": 
 _LINEAR = {"attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_qkv": "query_key_value",
            "attn_output": "out", "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+_ROW_VALUES = 2**14  # of a row that is dequantized
 _MOST_FACTORS = 2**15  # one for each pair of channels of a head
 _LONGEST_ARRAY = 2**22  # a vocabulary has at most a million tokens
 _ARRAY, _STRING = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
@@ -182,7 +183,15 @@ def _reader(tensor, target: str, linear: bool, config):
 
 def _dequantize(tensor) -> np.ndarray:
     try:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        data, shape = tensor.data, tensor.data.shape
+        if data.ndim == 2:
+            # The library works on 16 rows at a time: of longer ones, three times as fast.
+            most = max(1, _ROW_VALUES // int(tensor.shape[0]))
+            together = next(n for n in range(min(most, shape[0]), 0, -1) if shape[0] % n == 0)
+            data = data.reshape(shape[0] // together, -1)
+        values = gguf.quants.dequantize(data, tensor.tensor_type)
+        if data.ndim == 2:
+            values = values.reshape(shape[0], -1)
         return values.astype(np.float32, copy=False)
     except Exception as error:
         raise TfspeedError("A tensor of the GGUF file cannot be dequantized.",
