@@ -11,7 +11,7 @@ import pytest
 import strategies
 from tests.conftest import tiny_decoder
 from tests.engines.test_engines import reference
-from tests.export.conftest import MODELS, TEXT, export, with_tokenizer
+from tests.export.conftest import MODELS, TEXT, WORDS, export, with_tokenizer
 from tfspeed.errors import TfspeedError
 from tfspeed.export import files, litertlm, manifest, tflite, verify
 from tfspeed.measure import quality
@@ -157,6 +157,8 @@ def test_what_a_bundle_says_of_its_model():
     assert not said.HasField("start_token")
     model.tokenizer.add_bos, model.tokenizer.bos_id = True, 7
     assert list(litertlm.metadata(model, 64).start_token.token_ids.ids) == [7]
+    model.tokenizer.chat_template = f"{WORDS[7]} {model.tokenizer.chat_template}"
+    assert not litertlm.metadata(model, 64).HasField("start_token")
 
 
 def test_a_bundles_template_takes_text_and_parts():

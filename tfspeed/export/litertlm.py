@@ -73,7 +73,9 @@ def metadata(model: LanguageModel, context: int):
     found = LlmMetadata(max_num_tokens=context, jinja_prompt_template=template,
                         supports_thinking=False, supports_function_calling=False)
     found.llm_model_type.generic_model.SetInParent()
-    if tokenizer.add_bos:
+    # The runtime puts it in front itself, and gives a template's `bos_token` as nothing; only a
+    # template that spells it out must go without.
+    if tokenizer.add_bos and tokenizer.backend.id_to_token(tokenizer.bos_id) not in template:
         found.start_token.token_ids.ids.append(tokenizer.bos_id)
     for token in tokenizer.eos_ids:
         found.stop_tokens.add().token_ids.ids.append(token)

@@ -23,8 +23,10 @@ _TOLERANCE = {"perplexity": 1e-3, "perplexity_delta": 1e-3, "top1_agreement": 2e
 
 def run(target: str) -> int:
     """Prints the comparison; returns 0 where all is equal, else 1."""
+    if not target:
+        raise TfspeedError("--verify must name an artifact of scripts/export.py.", verify=target)
     path, bar = Path(target), Progress()
-    form = form_of(path) if target else form_of(path / "no name")
+    form = form_of(path)
     check(path, form)
     record = manifest.read(path)
     if record["format"] != form:
@@ -113,8 +115,8 @@ def compare_files(recorded: list[dict], found: list[dict]) -> list[tuple]:
     rows = []
     for name in sorted(before | now):
         (old, size), (new, size_now) = before.get(name, ("", 0)), now.get(name, ("", 0))
-        rows.append((f"sha256 of {name}", f"{old[:12]}…" if old else "no such file",
-                     f"{new[:12]}…" if new else "missing", (old, size) == (
+        rows.append((f"sha256 of {name}", f"{old[:8]}…" if old else "no such file",
+                     f"{new[:8]}…" if new else "missing", (old, size) == (
                          new, size_now)))
     return rows
 
@@ -138,14 +140,15 @@ def compare_runs(record: dict, again: dict) -> list[tuple]:
 
 def _start(spelled: str) -> str:
     words = spelled.split()
-    return " ".join(words[:6]) + (" …" if len(words) > 6 else "")
+    return " ".join(words[:3]) + (" …" if len(words) > 3 else "")
 
 
 def table(rows: list[tuple]) -> rich.table.Table:
     shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    shown.add_column("", overflow="fold")
-    for name in ("manifest", "now", ""):
-        shown.add_column(name, no_wrap=True)
+    shown.add_column("", overflow="fold", min_width=32)
+    for name in ("manifest", "now"):
+        shown.add_column(name, overflow="ellipsis", no_wrap=True)
+    shown.add_column("", no_wrap=True)
     for name, old, new, same in rows:
         shown.add_row(rich.markup.escape(name), old, new, "equal" if same else "DIFFERENT")
     return shown
