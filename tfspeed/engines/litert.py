@@ -7,6 +7,7 @@ the step is one static graph, and a token moves 4 bytes in and one row of logits
 import numpy as np
 
 from tfspeed.engines.litert_base import LiteRtBase
+from tfspeed.litert import profiler
 from tfspeed.litert.decoder import Lowering, decode_name
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import packed
@@ -20,6 +21,8 @@ class LiteRtEngine(LiteRtBase):
     Args:
         weights: how the matrices are stored, see `litert.formats.Formats`.
     """
+
+    profile_source = profiler.SOURCE
 
     def __init__(self, model, weights: str = "float32"):
         super().__init__(model, weights, packed(model, Formats(weights)))

@@ -25,8 +25,6 @@ class LiteRtBase(Engine):
     `_decode_signature`.
     """
 
-    profile_source = profiler.SOURCE
-
     def __init__(self, model, weights: str, packed):
         super().__init__(f"litert:{weights}", model)
         self._packed = packed

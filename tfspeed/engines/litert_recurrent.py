@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfspeed.engines.litert_base import LiteRtBase
+from tfspeed.litert import profiler
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.recurrent import RecurrentLowering, pack_recurrent, state_names
 from tfspeed.litert.runtime import Program
@@ -14,6 +15,8 @@ class RecurrentLiteRtEngine(LiteRtBase):
     Args:
         weights: how the matrices are stored, see `litert.formats.Formats`.
     """
+
+    profile_source = profiler.SOURCE
 
     def __init__(self, model, weights: str = "float32"):
         super().__init__(model, weights, pack_recurrent(model.keras_model, Formats(weights)))

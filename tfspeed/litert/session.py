@@ -2,6 +2,10 @@
 
 A step's cost follows the cache's capacity, so caches start small and grow: the file holds a decode
 signature for each size, all over the same weights.
+
+Caches are float32. In float16 they work in place too, but the builtin operators have no product
+of them: DEQUANTIZE or CAST writes a float32 copy of the whole cache at every step, and a step of
+SmolLM2 in int8 takes 10.6 ms, not 6.4 (capacity 256), or 35.5, not 14.6 (capacity 2048).
 """
 
 import numpy as np
