@@ -8,7 +8,8 @@ from tfspeed.engines import ENGINES, create
 from tfspeed.engines.base import FINISHED, bucket
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
-from tfspeed.models.uncached import UncachedModel
+from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.recurrent import RecurrentModel
 
 PROMPTS = [[5, 9, 2, 33], [7], list(range(1, 19))]
 
@@ -26,11 +27,12 @@ def reference(model, prompts, new_tokens):
 
 
 def make(engine, model):
-    """The engine over the model; litert cannot run a model that it does not know, and says so."""
-    if engine == "litert" and isinstance(model, UncachedModel):
-        with pytest.raises(TfspeedError, match="litert engine runs"):
+    """The engine over the model; some cannot run a model that they do not know, and say so."""
+    known = {"litert": (DecoderModel, RecurrentModel), "fused": (DecoderModel,)}
+    if engine in known and not isinstance(model, known[engine]):
+        with pytest.raises(TfspeedError, match=f"{engine} engine runs"):
             create(engine, model)
-        pytest.skip("litert runs decoders and recurrent models")
+        pytest.skip(f"{engine} runs decoders, litert recurrent models too")
     return create(engine, model)
 
 
@@ -59,13 +61,14 @@ def test_later_calls_trace_nothing(engine):
     made = create(engine, tiny_decoder())
     generate(made, [[1, 2, 3]], 8)
     count = made.traces
-    assert count == (1 if engine == "litert" else 2)  # a file; or one prefill, one step
+    files = engine in ("litert", "fused")
+    assert count == (1 if files else 2)  # a file; or one prefill, one step
     for prompt, new_tokens in ([4], 8), (list(range(16)), 5), ([9, 8, 7], 1):
         generate(made, [prompt], new_tokens)
         assert made.traces == count
     for temperature, top_p in (0.5, 1.0), (1.5, 0.3):
         generate(made, [[1, 2]], 4, Sampling(temperature, top_p=top_p, seed=3))
-        assert made.traces == (1 if engine == "litert" else 4)
+        assert made.traces == (1 if files else 4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

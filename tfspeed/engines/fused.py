@@ -11,6 +11,7 @@ import numpy as np
 
 from tfspeed.engines.base import pad_left
 from tfspeed.engines.litert_base import LiteRtBase
+from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan
 from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
@@ -19,9 +20,11 @@ from tfspeed.litert.fused_session import CONTROL, FusedSession
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.packed_cache import packed
 from tfspeed.litert.panels import LANES
+from tfspeed.models.decoder import Decoder
 
 _SMALLEST = 256  # slots of a cache; larger ones double
 _USUAL = 4096  # slots that a file has signatures for from the start, where the context has them
+_PROFILED = 64  # decode steps that a profile is the mean of
 _ROWS = 512  # tokens that a call takes, of all rows of a batch together
 
 
@@ -31,7 +34,13 @@ class FusedEngine(LiteRtBase):
             float32 with float32 weights, else float16; `cache=float32` says otherwise.
     """
 
+    profile_source = (f"the clock of the operator's first thread, mean of {_PROFILED} steps; a "
+                      "stage ends when all threads have done their share")
+
     def __init__(self, model, weights: str = "float32"):
+        if not isinstance(model.keras_model, Decoder):
+            raise TfspeedError("The fused engine runs tfspeed's decoders only.", model=model.name,
+                               type=type(model.keras_model).__name__, hint="Use --engine=xla.")
         library()  # no compiler: said before anything slow
         formats = Formats(weights)
         super().__init__(model, weights, packed(model, formats))
@@ -58,11 +67,10 @@ class FusedEngine(LiteRtBase):
         scorer, start = self._scorers[length], np.zeros(1, np.int32)
         return np.concatenate([scorer.begin(row[None], start).copy() for row in tokens])
 
-    def profile(self, prompts, new_tokens: int = 64) -> list[dict]:
-        """Seconds of each stage in `new_tokens` decode steps after the prompts."""
+    def profile(self, prompts):
         tokens, lengths = pad_left(prompts, max(map(len, prompts)))
-        session = self._new_session(len(prompts), tokens.shape[1] + new_tokens)
-        return session.profile(tokens, tokens.shape[1] - lengths, new_tokens)
+        session = self._new_session(len(prompts), tokens.shape[1] + _PROFILED)
+        return session.profile(tokens, tokens.shape[1] - lengths, _PROFILED)
 
     def _new_session(self, batch, needed):
         sizes = [_SMALLEST]
@@ -99,7 +107,6 @@ class FusedEngine(LiteRtBase):
     def _cache_type(self, batch: int):
         """From a capacity to shape and type: `[layers, 2, batch, kv_heads, capacity, head_dim]`,
         heads padded to whole vectors."""
-        c = self.config
+        c, dtype = self.config, np.float16 if self._half else np.float32
         dim = -(-c.head_dim // LANES) * LANES
-        return lambda capacity: ((c.num_layers, 2, batch, c.num_kv_heads, capacity, dim),
-                                 np.float16 if self._half else np.float32)
+        return lambda capacity: ((c.num_layers, 2, batch, c.num_kv_heads, capacity, dim), dtype)

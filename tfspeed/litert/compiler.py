@@ -2,14 +2,16 @@
 
 The kernels are plain C of a few hundred lines; compiled where they run, they use every instruction
 that the processor has. Any C compiler does: `cc`, `gcc`, `clang`, or the one in the PyPI package
-`ziglang`.
+`ziglang`. `CC` and `CFLAGS` are heeded.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,12 +54,13 @@ def library() -> ctypes.CDLL:
                            hint="Install gcc or clang, or `pip install ziglang`; "
                                 "--engine=litert needs none.")
     sources = sorted(SOURCES.iterdir())
-    key = hashlib.sha256("\0".join([*compiler, *_FLAGS, cpu_model()]).encode())
+    flags = shlex.split(os.environ.get("CFLAGS", ""))
+    key = hashlib.sha256("\0".join([*compiler, *_FLAGS, *flags, cpu_model()]).encode())
     for source in sources:
         key.update(source.read_bytes())
     path = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     if not path.exists():
-        path = _compile(compiler, path)
+        path = _compile(compiler, flags, path)
     loaded = ctypes.CDLL(str(path))
     sizes = (ctypes.c_int32 * 3).in_dll(loaded, "tfspeed_sizes")
     if tuple(sizes[:2]) != fused_plan.SIZES:
@@ -66,19 +69,17 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _compile(compiler: list[str], path: Path) -> Path:
+def _compile(compiler: list[str], flags: list[str], path: Path) -> Path:
     """Compiles to `path`, or to a temporary file where that cannot be written."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        path = Path(tempfile.mkdtemp()) / path.name
     if not os.access(path.parent, os.W_OK):
         path = Path(tempfile.mkdtemp()) / path.name
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Some compilers call it -mcpu: without either, the code is right, and slow.
     for native in (["-march=native"], ["-mcpu=native"], []):
-        command = [*compiler, *_FLAGS, *native, "-o", str(beside), str(SOURCES / "decoder.c"),
-                   "-lm", "-lpthread"]
+        command = [*compiler, *_FLAGS, *native, *flags, "-o", str(beside),
+                   str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             os.replace(beside, path)

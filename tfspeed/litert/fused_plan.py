@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.pack import PackedBlock, PackedDecoder
 from tfspeed.litert.memory import huge_pages
+from tfspeed.litert.pack import PackedBlock, PackedDecoder
 from tfspeed.litert.panels import Blob, Matrix
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes

@@ -99,7 +99,8 @@ class FusedProgram:
         self._bound: dict = {}
 
     def bind(self, signature: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
-        """Gives a signature its memory, arrays of `memory.aligned`; one that is both is one buffer."""
+        """Gives a signature its memory, arrays of `memory.aligned`; what is an input and an output
+        is one buffer."""
         buffers: dict[int, ctypes.c_void_p] = {}
         for array in (*inputs, *outputs):
             if id(array) not in buffers:

@@ -56,17 +56,20 @@ class FusedSession:
         self._run(tokens[:, None], last=True)
         return self._logits
 
-    def profile(self, tokens: np.ndarray, starts: np.ndarray, new_tokens: int) -> list[dict]:
-        """`{name, calls, seconds}` of each stage of greedy steps after a prompt."""
+    def profile(self, tokens: np.ndarray, starts: np.ndarray, steps: int) -> list[dict]:
+        """`{name, calls, seconds}` of each stage in a greedy step after a prompt, the mean of
+        `steps`."""
         chosen = self.begin(tokens, starts).argmax(-1).astype(np.int32)
+        before = self.program.seconds
         self._control[_TIME] = 1
         try:
-            before = self.program.seconds
-            for _ in range(new_tokens):
+            for _ in range(steps):
                 chosen = self.step(chosen).argmax(-1).astype(np.int32)
         finally:
             self._control[_TIME] = 0
-        return [{"name": name, "calls": new_tokens, "seconds": seconds - before[name]}
+        layers = len(self._plan.arrays) - 2
+        return [{"name": name, "calls": 1 if name in ("embed", "head") else layers,
+                 "seconds": (seconds - before[name]) / steps}
                 for name, seconds in self.program.seconds.items()]
 
     def _run(self, tokens: np.ndarray, last: bool) -> None:
@@ -84,7 +87,8 @@ class FusedSession:
         shape, dtype = self._cache_type(self._size)
         self._caches = {self._size: aligned(shape, dtype)}
         cache = self._caches[self._size]
-        self.program.bind(self.sizes.index(self._size), [self._tokens, self._control, cache, *self._plan.arrays],
+        self.program.bind(self.sizes.index(self._size),
+                          [self._tokens, self._control, cache, *self._plan.arrays],
                           [cache, self._logits])
 
     def _grow(self) -> None:

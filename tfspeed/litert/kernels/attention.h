@@ -4,6 +4,7 @@
 // across a vector. Values: [kv_heads, capacity, dim]. Floats or halves; dim a multiple of 16. What
 // is read follows how much is filled, not the capacity.
 #pragma once
+#include "threads.h"
 #include "vectors.h"
 
 #define TILE_ROWS 8
@@ -39,15 +40,17 @@ typedef struct {
   int from[TILE_ROWS], to[TILE_ROWS];  // slots [from, to)
   float slope[TILE_ROWS];              // ALiBi: added a slot of distance; 0 without
   float softcap;                       // 0 without
+  Ahead *next;                         // weights to fetch meanwhile
 } Tile;
 
 // A few groups of sixteen scores at a time: one alone would wait for itself at every step.
 INLINE void scores_at(int rows, int groups, int half, const float *const *query, int dim,
-                      const uint8_t *keys, size_t at, float *scores, int stride) {
+                      const uint8_t *keys, size_t at, float *scores, int stride, Ahead *next) {
   v16 sum[TILE_ROWS][4];
   for (int r = 0; r < rows; r++)
     for (int g = 0; g < groups; g++) sum[r][g] = (v16){0};
   for (int d = 0; d < dim; d++) {
+    if (rows < 4) fetch(next, 1);
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g++) {
       v16 key = load_cached(keys, at + ((size_t)g * dim + d) * LANES, half);
@@ -67,10 +70,10 @@ INLINE void scores_of(int rows, int half, const Tile *t, const Cache *c, int hea
   int slot = first;
   for (; slot + groups * LANES <= last; slot += groups * LANES)
     scores_at(rows, groups, half, t->query, c->dim, c->keys, base + (size_t)slot * c->dim,
-              scores + slot - first, stride);
+              scores + slot - first, stride, t->next);
   for (; slot < last; slot += LANES)
     scores_at(rows, 1, half, t->query, c->dim, c->keys, base + (size_t)slot * c->dim,
-              scores + slot - first, stride);
+              scores + slot - first, stride, t->next);
 }
 
 // out[r] = sum over slots of weight · value, four vectors of the head at a time.
@@ -84,6 +87,7 @@ INLINE void mix(int rows, int half, const Tile *t, const Cache *c, int head, int
       for (int p = 0; p < 4; p++) sum[r][p] = (v16){0};
     if (parts == 4) {
       for (int slot = from; slot < to; slot++) {
+        if (rows < 4) fetch(t->next, 1);
         v16 value[4];
 #pragma GCC unroll 4
         for (int p = 0; p < 4; p++)

@@ -79,16 +79,16 @@ static const Rows *prepare(Step *s, Fill fill, const void *what, int rows, int w
                            int threads) {
   Rows *in = rows == 1 ? &s->own[thread] : &s->shares;
   in->width = up_to(width, BLOCK);
-  if (rows > 1) barrier(threads);  // the last product may still be reading it
+  if (rows > 1) barrier(thread, threads);  // the last product may still be reading it
   int from = 0, to = rows;
   if (rows > 1) share(rows, thread, threads, &from, &to);
   for (int m = from; m < to; m++) {
     float *row = in->x + (size_t)m * in->width;
     fill(s, what, m, row);
     for (int i = width; i < in->width; i++) row[i] = 0;
-    quantize(in, m);
+    quantize(in, m, &ahead[thread]);
   }
-  if (rows > 1) barrier(threads);
+  if (rows > 1) barrier(thread, threads);
   tick(s, thread, PREPARE);
   return in;
 }
@@ -154,7 +154,7 @@ static void embed(Step *s, int thread, int threads) {
       }
     }
   }
-  barrier(threads);
+  barrier(thread, threads);
   tick(s, thread, EMBED);
 }
 
@@ -167,12 +167,13 @@ static void cache_of(const Step *s, int layer, int b, Cache *c) {
   c->half = p->half_cache, c->capacity = s->capacity, c->dim = (int)dim;
 }
 
-// Norms and rotates one head; the rest up to a whole vector stays zero.
+// Norms and rotates one head; the rest up to a whole vector is zero.
 static void turn(const Step *s, const Layer *layer, const uint8_t *blob, int m, int head,
                  const float *x, float *out) {
   const Plan *p = s->plan;
   int half = p->rotary / 2;
   memcpy(out, x, p->dim * sizeof(float));
+  for (int i = p->dim; i < up_to(p->dim, LANES); i++) out[i] = 0;
   if (layer->head_scale >= 0) {
     const float *scale = (const float *)(blob + layer->head_scale) + (size_t)head * p->dim;
     float square = 0;
@@ -208,7 +209,7 @@ static void rotate(Step *s, int l, int thread, int threads) {
     cache_of(s, l, b, &c);
     write_slot(&c, head - p->heads, s->control[0] + m % s->count, out, value);
   }
-  barrier(threads);
+  barrier(thread, threads);
   tick(s, thread, ROTATE);
 }
 
@@ -218,7 +219,7 @@ static void attend_tile(Step *s, int l, int b, int head, int first, int count, i
   int group = p->heads / p->kv_heads, all = p->heads + p->kv_heads, dim = up_to(p->dim, LANES);
   const float *slopes = p->positions == ALIBI ? (const float *)(s->shared + p->slopes) : NULL;
   int start = s->starts[b], window = s->layers[l].window;
-  Tile t = {.softcap = p->attention_softcap};
+  Tile t = {.softcap = p->attention_softcap, .next = &ahead[thread]};
   for (int r = 0; r < count; r++) {  // rows of one token are neighbours
     int token = (first + r) / group, query = head * group + (first + r) % group;
     int m = b * s->count + token, slot = s->control[0] + token;
@@ -256,7 +257,7 @@ static void attention(Step *s, int l, int thread, int threads) {
       from += count;
     }
   }
-  barrier(threads);
+  barrier(thread, threads);
   tick(s, thread, ATTEND);
 }
 
@@ -291,7 +292,7 @@ static void add_aside(Step *s, const uint8_t *blob, int count, const int32_t *no
       if (norms[k] >= 0) norm(s->plan, add, (const float *)(blob + norms[k]), add);
       for (int i = 0; i < s->plan->hidden; i++) x[i] += add[i];
     }
-  barrier(threads);
+  barrier(thread, threads);
 }
 
 static void block(Step *s, int l, int thread, int threads) {
@@ -305,14 +306,16 @@ static void block(Step *s, int l, int thread, int threads) {
                            thread, threads);
   product(&layer->query_key_value, blob, in, s->rows, s->fused,
           up_to(layer->query_key_value.rows, LANES), 0, 0, thread, threads);
-  barrier(threads);
+  look_ahead(&layer->out, blob, thread, threads);
+  barrier(thread, threads);
   tick(s, thread, QUERY_KEY_VALUE);
   rotate(s, l, thread, threads);
   attention(s, l, thread, threads);
   in = prepare(s, fill_mixed, NULL, s->rows, p->heads * p->dim, thread, threads);
   product(&layer->out, blob, in, s->rows, aside ? s->aside[0] : s->x, width, !aside, 0, thread,
           threads);
-  barrier(threads);
+  look_ahead(&layer->gate, blob, thread, threads);
+  barrier(thread, threads);
   if (post && !p->parallel) add_aside(s, blob, 1, &layer->attention_post_norm, thread, threads);
   tick(s, thread, OUT);
 
@@ -320,12 +323,15 @@ static void block(Step *s, int l, int thread, int threads) {
   product(&layer->gate, blob, in, s->rows, s->gate, mlp, 0, 0, thread, threads);
   if (p->gated) product(&layer->up, blob, in, s->rows, s->up, mlp, 0, 0, thread, threads);
   activate(s, thread, threads);
-  barrier(threads);
+  look_ahead(&layer->down, blob, thread, threads);
+  barrier(thread, threads);
   tick(s, thread, GATE_UP);
   in = prepare(s, fill_activated, NULL, s->rows, p->mlp, thread, threads);
   product(&layer->down, blob, in, s->rows, !aside ? s->x : s->aside[p->parallel], width, !aside, 0,
           thread, threads);
-  barrier(threads);
+  if (l + 1 < p->layers) look_ahead(&layer[1].query_key_value, s->blobs[l + 1], thread, threads);
+  else look_ahead(&p->head, s->shared, thread, threads);
+  barrier(thread, threads);
   int32_t norms[2] = {layer->attention_post_norm, layer->mlp_post_norm};
   if (p->parallel) add_aside(s, blob, 2, norms, thread, threads);
   else if (post) add_aside(s, blob, 1, norms + 1, thread, threads);
@@ -347,7 +353,7 @@ static void logits(Step *s, int thread, int threads) {
         row[i] = p->logit_softcap * tanhf(row[i] / p->logit_softcap);
     }
   }
-  barrier(threads);
+  barrier(thread, threads);
   tick(s, thread, HEAD);
 }
 

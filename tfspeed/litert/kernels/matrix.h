@@ -28,11 +28,12 @@ typedef struct {
 INLINE int up_to(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // Rounds a row to eight bits, block by block.
-static void quantize(Rows *rows, int m) {
+static void quantize(Rows *rows, int m, Ahead *next) {
   const float *x = rows->x + (size_t)m * rows->width;
   int8_t *q = rows->q + (size_t)m * rows->width;
   int blocks = rows->width / BLOCK;
   for (int b = 0; b < blocks; b++, x += BLOCK, q += BLOCK) {
+    fetch(next, 2);
     v16 low = load16(x), high = load16(x + LANES);
     float most = most16(max16(abs16(low), abs16(high)));
     float inverse = most > 0 ? 127.0f / most : 0;
@@ -148,6 +149,20 @@ TILE(12)
 #else
 #define WIDEST 2
 #endif
+
+#define AHEAD (256 << 10)  // bytes: what the second cache holds besides activations
+
+// Says what this thread's share of a product begins with.
+static void look_ahead(const Matrix *w, const uint8_t *blob, int thread, int threads) {
+  static const int bits[] = {32, 16, 8, 4};
+  int from, to, columns = w->kind <= FLOAT16 ? w->cols : up_to(w->cols, BLOCK);
+  size_t panel = (size_t)columns * LANES * bits[w->kind] / 8;
+  share(up_to(w->rows, LANES) / LANES, thread, threads, &from, &to);
+  const char *at = (const char *)blob + w->values + from * panel;
+  size_t size = (to - from) * panel;
+  ahead[thread].at = at;
+  ahead[thread].end = at + (size < AHEAD ? size : AHEAD);
+}
 
 // out[m, rows] = (add ? out : 0) + in[m, cols] @ w.T + bias, for one thread's share of panels.
 // Rows of `out` are `stride` apart and hold a whole number of panels unless `exact`.

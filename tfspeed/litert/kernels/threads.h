@@ -38,8 +38,18 @@ static inline void spin(int *count) {
   if (++*count > YIELD_AFTER) sched_yield();
 }
 
+// The weights that a thread will read next. Memory must not rest while it computes or waits.
+typedef struct { _Alignas(64) const char *at, *end; } Ahead;
+static Ahead ahead[MAX_THREADS];
+
+static inline __attribute__((always_inline)) void fetch(Ahead *next, int lines) {
+  if (next->at >= next->end) return;
+  for (int i = 0; i < lines; i++) __builtin_prefetch(next->at + 64 * i, 0, 2);
+  next->at += 64 * lines;
+}
+
 // Waits until all threads of the running job have come here.
-static inline void barrier(int threads) {
+static inline void barrier(int thread, int threads) {
   if (threads == 1) return;
   unsigned phase = atomic_load_explicit(&pool.phase, memory_order_acquire);
   if (atomic_fetch_add(&pool.arrived, 1) + 1 == (unsigned)threads) {
@@ -48,7 +58,10 @@ static inline void barrier(int threads) {
     return;
   }
   int count = 0;
-  while (atomic_load_explicit(&pool.phase, memory_order_acquire) == phase) spin(&count);
+  while (atomic_load_explicit(&pool.phase, memory_order_acquire) == phase) {
+    fetch(&ahead[thread], 2);
+    spin(&count);
+  }
 }
 
 static void *worker(void *index) {

@@ -1,0 +1,198 @@
+"""The fused operator computes what the Keras decoder computes, on every kind of processor."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.conftest import tiny_decoder
+from tests.engines.test_engines import generate, reference
+from tests.litert.test_decoder import FAMILIES, PROMPTS
+from tfspeed.engines import create
+from tfspeed.errors import TfspeedError
+from tfspeed.litert import compiler
+from tfspeed.litert.panels import Blob, panels
+from tfspeed.litert.weights import pack
+
+ROOT = Path(__file__).parents[2]
+
+
+def error_of(engine, model):
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 20)).astype(np.int32)
+    expected = np.asarray(model.score(tokens))
+    return np.abs(engine.score(tokens) - expected).mean() / np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_gives_the_references_tokens(family):
+    model = tiny_decoder(**FAMILIES[family])
+    engine = create("fused", model)
+    count = 4 if family == "longrope" else 12  # see test_decoder
+    np.testing.assert_array_equal(generate(engine, PROMPTS, count),
+                                  reference(model, PROMPTS, count))
+    for prompt in PROMPTS:
+        np.testing.assert_array_equal(generate(engine, [prompt], count),
+                                      reference(model, [prompt], count))
+    assert error_of(engine, model) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [
+    {"head_dim": 80, "num_heads": 6, "num_kv_heads": 1},   # more than four vectors a head
+    {"head_dim": 20, "num_heads": 3, "num_kv_heads": 3},   # no whole vector
+    {"hidden_dim": 40, "mlp_dim": 50, "vocabulary_size": 67},  # nor anything else
+    {"num_heads": 16, "num_kv_heads": 1, "num_layers": 1}])  # tiles of more than eight rows
+def test_shapes_that_fill_no_vector(shape):
+    model = tiny_decoder(**shape)
+    for weights, limit in (("float32", 1e-5), ("int8", 0.1), ("int4_channel", 0.6)):
+        engine = create(f"fused:{weights}", model)
+        assert error_of(engine, model) < limit
+    np.testing.assert_array_equal(generate(create("fused", model), PROMPTS, 6),
+                                  reference(model, PROMPTS, 6))
+
+
+@pytest.mark.parametrize(("weights", "limit"), [
+    ("float16", 0.005), ("float16,cache=float32", 0.005), ("int8", 0.1), ("int4", 0.6),
+    ("int4_channel", 0.6), ("int8,head=int4", 0.4), ("float32,cache=float16", 0.005)])
+def test_fewer_bits_stay_near(weights, limit):
+    model = tiny_decoder(hidden_dim=32, mlp_dim=64, vocabulary_size=128)
+    engine = create(f"fused:{weights}", model)
+    assert error_of(engine, model) < limit
+    if not weights.startswith("float32"):
+        assert engine.weights_bytes < model.weights_bytes
+    assert generate(engine, PROMPTS, 4).shape == (3, 4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4_channel"])
+def test_a_looked_up_row_is_the_weights_row(kind):
+    """A table's panels hold every value of the weight at its place."""
+    bits, block = {"int8": (8, 0), "int4": (4, 32), "int4_channel": (4, 0)}[kind]
+    matrix = np.random.default_rng(0).normal(size=(37, 64)).astype(np.float32)
+    weight = pack("w", matrix, bits, block)
+    values, scales, group = panels(weight, slice(None))
+    assert group == (block or 64)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    for row, column in ((0, 0), (17, 33), (36, 63), (15, 31)):
+        panel, lane, b, k = row // 16, row % 16, column // 32, column % 32
+        if bits == 8:
+            value = int(flat[(panel * 2 + b) * 512 + k // 4 * 64 + lane * 4 + k % 4]) - 128
+        else:
+            pair = int(flat[(panel * 2 + b) * 256 + k // 8 * 64 + lane * 4 + k % 4])
+            value = (pair >> 4 if k % 8 >= 4 else pair & 15) - 8
+        scale = float(scales[panel, column // group, lane])
+        assert value * scale == pytest.approx(weight.dequantized()[row, column], rel=1e-3)
+
+
+def test_blobs_begin_on_cache_lines():
+    blob = Blob()
+    assert [blob.add(np.zeros(n, np.uint8)) for n in (3, 64, 65, 1)] == [0, 64, 128, 256]
+    assert blob.add(None) == -1
+    assert blob.array().nbytes == blob.size == 320
+
+
+SCORES = """
+import json, sys
+import numpy as np
+from tests.conftest import tiny_decoder
+from tfspeed.engines import create
+model = tiny_decoder(hidden_dim=64, mlp_dim=96, vocabulary_size=128, num_heads=6, num_kv_heads=2)
+tokens = np.random.default_rng(0).integers(0, 64, (1, 21)).astype(np.int32)
+print(json.dumps({w: create(f"fused:{w}", model).score(tokens).tolist()
+                  for w in ("float32", "float16", "int8", "int4")}))
+"""
+
+
+def test_kernels_of_other_processors_agree(tmp_path):
+    """The sums of AVX-512, of AVX2, and of a processor that has no vectors."""
+    flags = ["", "-march=haswell", "-march=x86-64"] if sys.platform == "linux" else [""]
+    found = []
+    for cflags in flags:
+        done = subprocess.run(
+            [sys.executable, "-c", SCORES], capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, "CFLAGS": cflags, "XDG_CACHE_HOME": str(tmp_path)}, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    for other in found[1:]:
+        for weights, expected in found[0].items():
+            np.testing.assert_allclose(other[weights], expected, atol=2e-4)
+
+
+def test_a_cache_grows_while_a_text_does(monkeypatch):
+    monkeypatch.setattr("tfspeed.engines.fused._SMALLEST", 16)
+    monkeypatch.setattr("tfspeed.engines.fused._ROWS", 4)  # prompts are read in pieces
+    model = tiny_decoder()
+    engine = create("fused", model)
+    np.testing.assert_array_equal(generate(engine, PROMPTS, 60), reference(model, PROMPTS, 60))
+    assert engine.traces == 1
+
+
+def test_a_full_cache_is_told():
+    engine = create("fused", tiny_decoder())
+    session = engine._open(1, 8, [16], False)
+    session.begin(np.ones((1, 16), np.int32), np.zeros(1, np.int32))
+    with pytest.raises(TfspeedError, match=r"cache is full.*capacity=16"):
+        session.step(np.ones(1, np.int32))
+
+
+def test_generations_that_overlap_do_not_share_a_cache():
+    model = tiny_decoder()
+    engine = create("fused", model)
+    first, second = engine.generate([PROMPTS[0]], 8), engine.generate([PROMPTS[2]], 8)
+    rows = np.asarray([(int(a[0]), int(b[0])) for a, b in zip(first, second, strict=True)]).T
+    np.testing.assert_array_equal(rows[0], reference(model, [PROMPTS[0]], 8)[0])
+    np.testing.assert_array_equal(rows[1], reference(model, [PROMPTS[2]], 8)[0])
+
+
+@pytest.mark.parametrize("threads", [1, 3])  # alone, and more than there are cores
+def test_any_number_of_threads(threads):
+    model = tiny_decoder()
+    engine = create("fused", model)
+    engine._threads = threads
+    np.testing.assert_array_equal(generate(engine, PROMPTS, 8), reference(model, PROMPTS, 8))
+
+
+def test_a_profile_adds_up_to_a_step():
+    parts = create("fused", tiny_decoder()).profile([PROMPTS[2]])
+    names = {part["name"] for part in parts}
+    assert {"attend", "gate, up", "head"} <= names
+    assert all(part["seconds"] > 0 and part["calls"] in (1, 2) for part in parts)
+
+
+def test_no_compiler_is_told_before_anything_slow(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    compiler.library.cache_clear()
+    with pytest.raises(TfspeedError, match=r"needs a C compiler.*CC='no-such-compiler'"):
+        create("fused", tiny_decoder())
+    compiler.library.cache_clear()
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("CFLAGS", "--no-such-flag")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler.library.cache_clear()
+    with pytest.raises(TfspeedError, match=r"could not be compiled.*no-such-flag"):
+        create("fused", tiny_decoder())
+    compiler.library.cache_clear()
+    assert not list((tmp_path / "tfspeed").iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiler.library.cache_clear()
+    assert generate(create("fused", tiny_decoder()), [[1, 2]], 2).shape == (1, 2)
+    compiler.library.cache_clear()
+
+
+def test_engines_that_are_gone_leave_no_memory():
+    model = tiny_decoder(hidden_dim=512, mlp_dim=2048, vocabulary_size=4096)  # 30 MB
+    sizes = []
+    for _ in range(10):
+        generate(create("fused", model), [[1, 2, 3]], 2)
+        sizes.append(psutil.Process().memory_info().rss)
+    assert sizes[-1] < 1.1 * sizes[1]
