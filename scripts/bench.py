@@ -2,6 +2,7 @@
 
     python scripts/bench.py --peers=keras_hub                   xla beside KerasHub's generate()
     python scripts/bench.py --peers= --engines=graph,xla        our engines among themselves
+    python scripts/bench.py --peers=llama_cpp --engines="fused:int8;fused:int4,head=int4"
 
 A peer is installed into .peers/<name> the first time and runs as a process of its own.
 """
@@ -16,9 +17,10 @@ from tfspeed import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("peers", "keras_hub", "runtimes to measure beside ours, joined by commas: "
-                    "keras_hub")
+                    "keras_hub, llama_cpp (needs a model from a GGUF file)")
 flags.DEFINE_string("engines", "xla", "our engines, joined by commas: graph, xla, "
-                    "litert, litert:int8, litert:int4 (by semicolons where a format has commas)")
+                    "litert, litert:int8, litert:int4, fused, fused:int8 (by semicolons where a "
+                    "format has commas)")
 cli.define_common_flags(output="results_bench.json")
 
 

@@ -3,6 +3,7 @@
     python scripts/run.py --strategy=mirrored                     the default model, measured
     python scripts/run.py --strategy=baseline --engine=graph      without XLA
     python scripts/run.py --engine=litert:int8                    LiteRT, weights in eight bits
+    python scripts/run.py --engine=fused:int8                     one operator, compiled here
     python scripts/run.py --engine=litert:int8 --profile          where a step's time goes
     python scripts/run.py --strategy=mirrored --batch=8           eight requests at once
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
@@ -22,7 +23,8 @@ FLAGS = flags.FLAGS
 cli.define_common_flags(output="results.json")
 flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert (float32 "
                     "weights), litert:int8, litert:int4, litert:float16, or "
-                    "litert:int4,PATTERN=FORMAT…")
+                    "litert:int4,PATTERN=FORMAT…; fused, fused:int8, …: the same formats, faster, "
+                    "with a C compiler")
 flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
                     "baseline row is float32 always")
 flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "

@@ -56,6 +56,7 @@ def test_a_peer_is_timed_beside_ours(fake, monkeypatch):
     ours = [experiment.prepare("tiny", strategies.create("baseline"), "graph", workload, "")]
     timed, tokens = {"fake": []}, {}
     bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
+    bench_job.evaluate(ours, {"fake": process}, {}, tokens, "", Progress())
     process.close()
     assert [len(c.timings) for c in ours] == [3]
     assert len(timed["fake"]) == 3
@@ -63,6 +64,9 @@ def test_a_peer_is_timed_beside_ours(fake, monkeypatch):
     assert peer["tpot_s"]["median"] == pytest.approx(0.1)
     assert peer["ttft_s"]["median"] == pytest.approx(0.5)
     assert peer["same_tokens"] is False
+    assert mine["same_tokens"] is True
+    assert peer["dtype"] == "float32"  # what it was handed, whatever ours made of it
+    assert peer["weights_bytes"] == tiny_decoder().weights_bytes
     assert peer["notes"] == ["It is a fake."]
     assert "speedup" not in peer
     assert mine["speedup"]["tpot"]["ratio"] == pytest.approx(
@@ -91,7 +95,7 @@ def test_a_streaming_peer_tells_its_own_times_and_quality(fake, monkeypatch):
     ours = [experiment.prepare("tiny", strategies.create("baseline"), "graph", workload, "")]
     timed, tokens, quality = {}, {}, {}
     bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
-    bench_job.evaluate(ours, {"fake": process}, quality, "", Progress())
+    bench_job.evaluate(ours, {"fake": process}, quality, tokens, "", Progress())
     process.close()
     peer, _ = bench_job.all_rows(ours, {"fake": process}, timed, tokens, quality, 2, 10.0)
     assert peer["ttft_s"]["median"] == pytest.approx(0.3)

@@ -16,6 +16,8 @@ from tfspeed.measure.experiment import Candidate, Workload
 from tfspeed.measure.progress import Progress
 from tfspeed.models.hf_writer import save_hf_folder
 
+_REFERENCE = "float32"  # among the tokens of the peers
+
 
 def run(flags) -> int | None:
     """Does what the flags of `scripts/bench.py` say; returns an exit code."""
@@ -48,7 +50,7 @@ def run(flags) -> int | None:
         if names:
             start_peers(running, pythons, ours[0].model, threads, bar)
         interleave(ours, running, timed, tokens, bar)
-        evaluate(ours, running, quality, text, bar)
+        evaluate(ours, running, quality, tokens, text, bar)
     except KeyboardInterrupt:
         bar.say("Interrupted: the report below holds what was measured so far.")
         return cli.INTERRUPTED
@@ -83,9 +85,13 @@ def start_peers(running, pythons, model, threads, bar) -> None:
                 running[process.name] = process
 
 
-def evaluate(ours, running, quality, text, bar) -> None:
-    """Quality of all, ours and theirs, against our float32 model."""
-    experiment.evaluate(ours, text, bar, engines.create("xla", ours[0].model).score)
+def evaluate(ours, running, quality, tokens, text, bar) -> None:
+    """Quality of all, ours and theirs, against our float32 model, and its greedy tokens."""
+    reference = engines.create("xla", ours[0].model)
+    with bar.task("tokens of the float32 model", None):
+        tokens[_REFERENCE] = np.stack(list(reference.generate(
+            ours[0].prompts, ours[0].workload.new_tokens)), axis=1)
+    experiment.evaluate(ours, text, bar, reference.score)
     windows, note = experiment.text_windows(ours[0].model, text)
     for name, process in running.items():
         loss = None if note else process.loss(windows.tolist())
@@ -134,7 +140,9 @@ def all_rows(ours, running, timed, tokens, quality, threads, bandwidth) -> list[
     mine = experiment.rows(ours, threads, bandwidth)
     if not mine:
         return []
-    rows = [peer_row(process, mine[0], ours[0], timed[name], tokens[name], bandwidth)
+    for row, candidate in zip(mine, (c for c in ours if c.timings), strict=True):
+        row["same_tokens"] = candidate.steady and _same(candidate.tokens, tokens)
+    rows = [peer_row(process, mine[0], ours[0], timed[name], tokens, bandwidth)
             | quality.get(name, {}) for name, process in running.items() if name in timed]
     rows += mine
     reference = rows[0]
@@ -148,24 +156,34 @@ def all_rows(ours, running, timed, tokens, quality, threads, bandwidth) -> list[
     return rows
 
 
+def _same(found, tokens) -> bool | None:
+    """Whether tokens are those of the float32 model; None where that was not run."""
+    if _REFERENCE not in tokens:
+        return None
+    return bool(np.array_equal(np.asarray(found), tokens[_REFERENCE]))
+
+
 def peer_row(process, like: dict, ours: Candidate, timings, tokens, bandwidth) -> dict:
     """A peer's row: the same model and workload as ours, its own latencies."""
-    same = ("model", "parameters", "weights_bytes", "threads", "dtype", "batch", "prompt_tokens",
-            "new_tokens", "devices", "read_bandwidth_gb_per_s", "step_bytes")
-    row = {key: like[key] for key in same if key in like}
+    same = ("model", "parameters", "threads", "batch", "prompt_tokens", "new_tokens", "devices",
+            "read_bandwidth_gb_per_s")
+    row = {key: like[key] for key in same}
+    model, context = ours.model, row["prompt_tokens"] + row["new_tokens"] // 2
+    row |= {"weights_bytes": model.weights_bytes, "dtype": model.dtype,  # what it was handed
+            "step_bytes": model.step_bytes(row["batch"], context)}
     weights = process.started.get("weights_bytes")
     if weights:  # its own form of the weights; its cache holds 16-bit values, ours 32-bit ones
-        cache = ours.engine.step_bytes(row["batch"], row["prompt_tokens"] + row["new_tokens"] // 2)
-        cache -= ours.engine.step_bytes(row["batch"], 0)
+        cache = row["step_bytes"] - model.step_bytes(row["batch"], 0)
         row |= {"weights_bytes": weights, "dtype": process.variant.lower(),
                 "step_bytes": weights + cache // 2}
     row |= {"strategy": process.name, "engine": "peer", "repetitions": len(timings),
             **metrics.latency(timings, row["batch"], row["prompt_tokens"]),
-            "same_tokens": bool(np.array_equal(np.asarray(tokens), ours.tokens)),
+            "same_tokens": _same(tokens[process.name], tokens),
             "notes": [process.note]}
     if not process.streams:
         row.pop("itl_s", None)  # a peer that gives all tokens at once has no gaps to measure
-    if "tpot_s" not in row or "step_bytes" not in row:  # one new token: there is no step
+    if "tpot_s" not in row:  # one new token: there is no step
+        row.pop("step_bytes")
         return row
     return row | metrics.roofline(row["step_bytes"], row["tpot_s"]["median"], row["batch"],
                                   bandwidth)
