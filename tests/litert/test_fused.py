@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_generations_that_overlap_do_not_share_a_cache():
     rows = np.asarray([(int(a[0]), int(b[0])) for a, b in zip(first, second, strict=True)]).T
     np.testing.assert_array_equal(rows[0], reference(model, [PROMPTS[0]], 8)[0])
     np.testing.assert_array_equal(rows[1], reference(model, [PROMPTS[2]], 8)[0])
+
+
+def test_engines_on_threads_of_their_own():
+    models = [tiny_decoder(), tiny_decoder(head_dim=20, num_layers=3)]
+    engines = [create("fused", model) for model in models]
+    expected = [reference(model, PROMPTS, 12) for model in models]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda engine: generate(engine, PROMPTS, 12), engines))
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])  # alone, and more than there are cores

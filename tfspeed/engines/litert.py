@@ -30,13 +30,7 @@ class LiteRtEngine(LiteRtBase):
         self._scorers: dict[int, tuple[Program, Buffers]] = {}
 
     def step_bytes(self, batch, context):
-        looked_up = [self._packed.position_embedding]
-        if self._packed.head.weight is not self._packed.embedding:
-            looked_up.append(self._packed.embedding)
-        c = self.config
-        tokens_seen = sum(min(context, c.window(i) or context) for i in range(c.num_layers))
-        return (self.weights_bytes - sum(w.nbytes for w in looked_up if w is not None)
-                + 2 * batch * tokens_seen * c.num_kv_heads * c.head_dim * 4)
+        return self._packed.step_bytes + self.config.cache_bytes(batch, context, 4)
 
     def score(self, tokens):
         tokens = np.asarray(tokens, np.int32)

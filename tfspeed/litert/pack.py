@@ -67,6 +67,14 @@ class PackedDecoder:
             found.append(self.head.weight)
         return found
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the matrices that a step reads whole: tables of which it looks up a row are
+        none of them."""
+        products = [self.head, *(p for b in self.blocks
+                                 for p in (b.query_key_value, b.out, b.up, b.down))]
+        return sum(product.weight.nbytes for product in products)
+
 
 class Packer:
     """Packs a `Decoder`, one layer in memory at a time.

@@ -142,6 +142,11 @@ class DecoderConfig:
             return None
         return self.local_rope if self.local_rope and self.window(layer) else self.rope
 
+    def cache_bytes(self, batch: int, context: int, itemsize: int) -> int:
+        """Bytes of keys and values that a step with `context` tokens a row reads."""
+        tokens = sum(min(context, self.window(i) or context) for i in range(self.num_layers))
+        return 2 * batch * tokens * self.num_kv_heads * self.head_dim * itemsize
+
     @property
     def parameter_count(self) -> int:
         """Weights of a `Decoder` of this config; a tied embedding counts once."""

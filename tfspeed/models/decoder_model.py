@@ -38,5 +38,4 @@ class DecoderModel(LanguageModel):
             looked_up.append(decoder.position_embedding.embeddings)
         weights = self.weights_bytes - sum(variable_bytes(v) for v in looked_up)
         itemsize = tf.as_dtype(decoder.compute_dtype).size
-        tokens_seen = sum(min(context, c.window(i) or context) for i in range(c.num_layers))
-        return weights + 2 * batch * tokens_seen * c.num_kv_heads * c.head_dim * itemsize
+        return weights + c.cache_bytes(batch, context, itemsize)

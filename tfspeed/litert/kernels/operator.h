@@ -48,9 +48,11 @@ static int run_step(Operator *op, size_t inputs, void **in, void **out) {
   step.starts = control + 8;
   step.rows = step.batch * step.count;
   int threads = op->threads < MAX_THREADS ? op->threads : MAX_THREADS;
-  if (!reserve(&step, threads)) return OUT_OF_MEMORY;
-  run_all(threads, job, &step);
-  return FINE;
+  pthread_mutex_lock(&pool.turn);
+  int fits = reserve(&step, threads);
+  if (fits) run_all(threads, job, &step);
+  pthread_mutex_unlock(&pool.turn);
+  return fits ? FINE : OUT_OF_MEMORY;
 }
 
 static int run_operator(void *self, size_t inputs, void *const *in, size_t outputs,

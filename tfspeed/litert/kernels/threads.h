@@ -116,19 +116,18 @@ static int resize(int threads) {
   return pool.threads;
 }
 
-// Runs a job on `threads` threads, this one among them, one job at a time in the process.
+// Runs a job on `threads` threads, this one among them. The caller holds pool.turn: one job at a
+// time in the process.
 static void run_all(int threads, Job job, void *argument) {
-  pthread_mutex_lock(&pool.turn);
   resize(threads);
   if (pool.threads == 1) {
     job(argument, 0, 1);
-  } else {
-    start(job, argument);
-    job(argument, 0, pool.threads);
-    int count = 0;
-    while (atomic_load_explicit(&pool.busy, memory_order_acquire)) spin(&count);
+    return;
   }
-  pthread_mutex_unlock(&pool.turn);
+  start(job, argument);
+  job(argument, 0, pool.threads);
+  int count = 0;
+  while (atomic_load_explicit(&pool.busy, memory_order_acquire)) spin(&count);
 }
 
 // The part of `count` things that a thread takes.
