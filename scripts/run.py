@@ -42,5 +42,4 @@ def run():
 
 
 if __name__ == "__main__":
-    cli.define_strategy_options(sys.argv)
     cli.main(run, __doc__)

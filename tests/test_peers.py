@@ -116,6 +116,14 @@ def test_a_peer_that_hangs_is_killed(fake, monkeypatch):
         fake(HANG)
 
 
+def test_engines_of_a_bench():
+    assert bench_job.split_engines("xla,graph") == ["xla", "graph"]
+    assert bench_job.split_engines("fused:int8;fused:int4,head=int4") == [
+        "fused:int8", "fused:int4,head=int4"]
+    with pytest.raises(TfspeedError, match="engines=','"):
+        bench_job.split_engines(",")
+
+
 def test_unknown_peer():
     with pytest.raises(TfspeedError, match="peer='vllm'"):
         peers.install("vllm")

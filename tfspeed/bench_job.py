@@ -52,7 +52,7 @@ def run(flags) -> int | None:
         interleave(ours, running, timed, tokens, bar)
         evaluate(ours, running, quality, tokens, text, bar)
     except KeyboardInterrupt:
-        bar.say("Interrupted: the report below holds what was measured so far.")
+        bar.say(experiment.interrupted(ours))
         return cli.INTERRUPTED
     finally:
         for process in running.values():
@@ -64,7 +64,11 @@ def run(flags) -> int | None:
 
 def split_engines(names: str) -> list[str]:
     """The engines of `--engines`: separated by `;` where a format has rules of its own (`,`)."""
-    return [name for name in names.split(";" if ";" in names else ",") if name]
+    found = [name for name in names.split(";" if ";" in names else ",") if name]
+    if not found:
+        raise TfspeedError("--engines must name at least one of our engines.", engines=names,
+                           hint=f"Known: {', '.join(engines.ENGINES)}.")
+    return found
 
 
 def start_peers(running, pythons, model, threads, bar) -> None:

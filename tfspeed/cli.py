@@ -15,18 +15,20 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def main(run: Callable[[], int | None], doc: str, argv: Sequence[str] | None = None) -> None:
-    """Parses flags, calls `run`, exits: 0, its own code, 2 for a user's mistake, 130 for Ctrl-C.
+def main(run: Callable[[], int | None], doc: str) -> None:
+    """Makes the strategies' flags, parses all, calls `run`, exits: 0, its own code, 2 for a user's
+    mistake, 130 for Ctrl-C.
 
     Args:
         doc: the script's docstring, printed by `--help` above the flags.
     """
-    argv = list(sys.argv if argv is None else argv)
-    if _asks_for_help(argv):
-        print(doc.strip(), "\n\nFlags:")
-        print(flags.FLAGS.main_module_help())
-        sys.exit(0)
+    argv = list(sys.argv)
     try:
+        _define_strategy_options(argv)
+        if _asks_for_help(argv):
+            print(doc.strip(), "\n\nFlags:")
+            print(flags.FLAGS.main_module_help())
+            sys.exit(0)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise TfspeedError("Arguments are flags, --name=value.", argument=rest[1],
@@ -56,7 +58,7 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
                for arg in argv)
 
 
-def define_strategy_options(argv: Sequence[str]) -> None:
+def _define_strategy_options(argv: Sequence[str]) -> None:
     """Makes the flags of the strategies that `argv` names (of all of them for `--help`), so that
     only those are imported."""
     with contextlib.suppress(flags.Error, OSError):  # main tells of it

@@ -30,6 +30,7 @@ def run(flags) -> int | None:
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
     engines.check(flags.engine)
+    engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
         engines.check_profiled(flags.engine)
     tensorboard.check_logdir(flags.logdir)
@@ -50,7 +51,7 @@ def run(flags) -> int | None:
             experiment.profile(candidates, bar)
         experiment.evaluate(candidates, text, bar)
     except KeyboardInterrupt:
-        bar.say("Interrupted: the report below holds what was measured so far.")
+        bar.say(experiment.interrupted(candidates))
         return cli.INTERRUPTED
     finally:
         # Also after an error or Ctrl-C: nothing that was measured is lost.
@@ -132,12 +133,13 @@ def write_report(rows: list[dict], flags) -> None:
     if not rows:
         return
     report.write_json(flags.output, environment(), rows)
+    for row in rows:  # before anything is printed: whoever reads it may be gone (`| head`)
+        tensorboard.write_run(flags.logdir, row)
     console = rich.console.Console()
     for part in report.tables(rows):
         console.print(part)
     for row in rows:
         if "profile" in row:
             console.print(profile.table(row))
-        tensorboard.write_run(flags.logdir, row)
     console.print(f"Rows: {flags.output}   TensorBoard: tensorboard --logdir {flags.logdir}",
                   highlight=False, markup=False, soft_wrap=True)

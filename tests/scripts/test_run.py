@@ -98,6 +98,18 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert "Traceback" not in err
 
 
+@needs_glassllm
+def test_ctrl_c_before_anything_was_measured(tmp_path):
+    process = start("--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)  # while TensorFlow is imported, or the model compiled
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+
+
 def test_list_and_help(tmp_path):
     processes = [start(flag, cwd=tmp_path) for flag in ("--strategy=list", "--help")]
     listed, helped = (process.communicate(timeout=120)[0] for process in processes)
@@ -120,6 +132,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "flags").write_text("--strategy=mirrored\n--mirrored_replicas=-3\n")
+    (tmp_path / "packed").write_text("--engine=litert:int8\n--dtype=float16\n")
     (tmp_path / "bad.keras").write_text("not a zip")
     cases = {
         "--strategy=faster": "strategy='faster'",
@@ -144,6 +157,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--eval_text=nowhere.txt": "eval_text='nowhere.txt'",
         "--flagfile=flags": "replicas=-3",
         "--flagfile=nowhere": "nowhere",
+        "--flagfile=packed": "--dtype is for graph and xla",
         "--model=~nosuchuser/model.gguf": "~nosuchuser",
         "--model=" + "x" * 300 + ".gguf": "--model cannot be",
         "--output=" + "x" * 300: "--output must be",

@@ -66,3 +66,11 @@ def test_bad_replica_counts(replicas):
 @pytest.mark.gpu
 def test_gpus_are_used_where_there_are_any():
     assert all(device.startswith("GPU") for device in mirrored(0).devices)
+
+
+def test_rows_name_the_devices_that_an_engine_uses():
+    strategy = strategies.create("mirrored")
+    with strategy.scope():
+        model = strategy.apply(tiny_decoder())
+    assert create("graph", model).devices == model.placement.devices
+    assert create("litert", model).devices == ()  # it runs the model once

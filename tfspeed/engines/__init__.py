@@ -27,6 +27,15 @@ def check(name: str) -> None:
         Formats(weights)
 
 
+def check_dtype(name: str, dtype: str) -> None:
+    """Refuses a type of the model's variables where the engine has a form of its own for them."""
+    kind = name.partition(":")[0]
+    if dtype != "float32" and kind in _PACKED:
+        raise TfspeedError(f"The engine {kind} packs the weights itself: --dtype is for graph and "
+                           "xla.", dtype=dtype, engine=name,
+                           hint=f"Use --engine={kind}:float16, {kind}:int8 or {kind}:int4.")
+
+
 def check_profiled(name: str) -> None:
     """Refuses an engine that has no profile."""
     if name.partition(":")[0] not in PROFILED:

@@ -93,6 +93,11 @@ class Engine:
     def dtype(self) -> str:
         return self.model.dtype
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that share the rows of a batch; () where one runs them all."""
+        return self.model.placement.devices
+
     def step_bytes(self, batch: int, context: int) -> int:
         """See `LanguageModel.step_bytes`."""
         return self.model.step_bytes(batch, context)

@@ -46,6 +46,10 @@ class LiteRtBase(Engine):
             sizes[weight.type.lower()] = sizes.get(weight.type.lower(), 0) + weight.nbytes
         return max(sizes, key=sizes.get)
 
+    @property
+    def devices(self):
+        return ()  # LiteRT runs the model once, whatever the strategy placed
+
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
         width, batch = max(map(len, prompts)), len(prompts)
         tokens, lengths = pad_left(prompts, width)

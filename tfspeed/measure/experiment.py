@@ -97,7 +97,7 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
         made = create_engine(engine, loaded)
         time_generation(made, prompts, workload.new_tokens, limit=2)
         compile_s = time.perf_counter() - start
-    replicas = len(loaded.placement.devices)
+    replicas = len(made.devices)
     notes = [*loaded.notes, *strategy.report(), *made.notes]
     if workload.batch % max(1, replicas):
         notes.append(f"A batch of {workload.batch} leaves replicas without work of their own: "
@@ -158,6 +158,13 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
             yield timing.token_s[-1] - timing.start_s
 
 
+def interrupted(candidates: Sequence[Candidate]) -> str:
+    """What Ctrl-C is answered with."""
+    if any(candidate.timings for candidate in candidates):
+        return "Interrupted: the report below holds what was measured so far."
+    return "Interrupted before anything was measured."
+
+
 def evaluate(candidates: list[Candidate], text: str, bar: Progress, reference=None) -> None:
     """Fills in the quality of every candidate against the first, the float32 baseline, or against
     another `score` function."""
@@ -210,7 +217,7 @@ def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[di
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: float) -> dict:
     model, workload = candidate.model, candidate.workload
-    active = _active_replicas(model, workload.batch)
+    active = _active_replicas(candidate.engine, workload.batch)
     if default_device().startswith("GPU"):
         bandwidth *= active  # each has a memory of its own; CPU devices share one
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
@@ -218,7 +225,7 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
         "model": model.name, "parameters": model.parameters,
         "weights_bytes": candidate.engine.weights_bytes, "file_bytes": _file_bytes(model.source),
         "strategy": candidate.strategy, "engine": candidate.engine.name,
-        "devices": list(model.placement.devices) or [default_device()], "threads": threads,
+        "devices": list(candidate.engine.devices) or [default_device()], "threads": threads,
         "dtype": candidate.engine.dtype, "batch": workload.batch,
         "prompt_tokens": workload.prompt_tokens,
         "new_tokens": workload.new_tokens, "repetitions": len(candidate.timings),
@@ -247,9 +254,9 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
     return row
 
 
-def _active_replicas(model: LanguageModel, batch: int) -> int:
+def _active_replicas(engine, batch: int) -> int:
     """One row stays on one replica; more are filled up, by repeating one, to a share for all."""
-    return 1 if batch == 1 else max(1, len(model.placement.devices))
+    return 1 if batch == 1 else max(1, len(engine.devices))
 
 
 def _file_bytes(source) -> int | None:

@@ -43,6 +43,7 @@ def compare(baseline: Score, candidate: Score, windows: np.ndarray,
         progress()
     count = windows.shape[0] * (windows.shape[1] - 1)
     base_loss, loss, divergence, agreement = (sums / count).tolist()
+    divergence = max(divergence, 0.0)  # float32 sums of nothing may come out below
     return {"perplexity": _exp(loss), "baseline_perplexity": _exp(base_loss),
             "perplexity_delta": _exp(loss - base_loss) - 1.0, "kl_divergence": divergence,
             "top1_agreement": agreement, "evaluated_tokens": count}
