@@ -99,6 +99,15 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
 
 
 @needs_glassllm
+def test_a_reader_that_goes_is_no_error(tmp_path):
+    process = start("--model=glassllm", "--engine=graph", "--repetitions=1", "--new_tokens=4",
+                    cwd=tmp_path)
+    process.stdout.close()
+    assert process.wait(120) == 0, process.stderr.read()
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+
+
+@needs_glassllm
 def test_ctrl_c_before_anything_was_measured(tmp_path):
     process = start("--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -41,7 +41,7 @@ DEFINITIONS = {
                "operators, single `parts`, and the `source` of the times",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
-_NOISY = 0.05
+NOISY = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def latency(timings: Sequence[Timing], batch: int, prompt_tokens: int) -> dict:
             found["decode_tokens_per_s"] = batch * (count - 1) / (e2e - ttft)
     found["prefill_tokens_per_s"] = batch * prompt_tokens / ttft
     found["output_tokens_per_s"] = batch * count / e2e
-    found["noisy"] = any(found[name]["cv"] > _NOISY for name in ("ttft_s", "tpot_s")
+    found["noisy"] = any(found[name]["cv"] > NOISY for name in ("ttft_s", "tpot_s")
                          if name in found)
     return found
 

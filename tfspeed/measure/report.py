@@ -8,7 +8,7 @@ import rich.box
 import rich.table
 
 from tfspeed.errors import TfspeedError
-from tfspeed.measure.metrics import finite
+from tfspeed.measure.metrics import NOISY, finite
 
 _NONE = "–"
 _ABREAST = 3  # columns that fit beside each other
@@ -41,7 +41,7 @@ def _latency(name):
         value = row.get(name)
         if not value:
             return _NONE
-        mark = "~" if row.get("noisy") else ""
+        mark = "~" if value["cv"] > NOISY else ""
         spread = f"±{value['cv'] * 100:.0f}%" if len(value["samples"]) > 1 else "(one sample)"
         return f"{mark}{value['median'] * 1e3:.1f} {spread}"
     return show
