@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +130,53 @@ def test_a_cache_grows_while_a_text_does(monkeypatch):
     engine = create("fused", model)
     np.testing.assert_array_equal(generate(engine, PROMPTS, 60), reference(model, PROMPTS, 60))
     assert engine.traces == 1
+
+
+def test_longrope_is_decided_for_a_whole_prompt(monkeypatch):
+    """Also where it is read in pieces, as the reference does."""
+    monkeypatch.setattr("tfspeed.engines.fused._ROWS", 6)
+    model = tiny_decoder(**FAMILIES["longrope"])
+    prompt = list(range(1, 31))  # past the original context of 24
+    np.testing.assert_array_equal(generate(create("fused", model), [prompt], 1),
+                                  reference(model, [prompt], 1))
+    session = create("fused", model)._new_session(1, 40)
+    found = session.begin(np.asarray([prompt], np.int32), np.zeros(1, np.int32))
+    np.testing.assert_allclose(found, np.asarray(model.score(np.asarray([prompt])))[:, -1],
+                               atol=1e-4)
+
+
+def test_post_norms_of_a_parallel_layer():
+    model = tiny_decoder(post_norms=True, parallel_residual=True)
+    assert error_of(create("fused", model), model) < 1e-5
+
+
+def test_tokens_outside_of_the_vocabulary():
+    engine = create("fused", tiny_decoder())
+    for bad in (64, -1):
+        with pytest.raises(TfspeedError, match=r"must lie in \[0, 64\)"):
+            engine.score(np.asarray([[1, bad]]))
+        with pytest.raises(TfspeedError, match=r"must lie in \[0, 64\)"):
+            engine.profile([[1, bad]])
+
+
+def test_a_cache_that_was_outgrown_is_let_go(monkeypatch):
+    monkeypatch.setattr("tfspeed.engines.fused._SMALLEST", 16)
+    engine = create("fused", tiny_decoder())
+    for _ in range(3):
+        generate(engine, [[1, 2, 3]], 60)
+    (session,) = engine._sessions.values()
+    assert list(session._caches) == [64]
+    assert len(session.program._bound) == 1
+
+
+def test_a_forked_process_makes_its_own_threads():
+    engine = create("fused", tiny_decoder())
+    expected = generate(engine, [PROMPTS[0]], 4)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(int(not np.array_equal(generate(engine, [PROMPTS[0]], 4), expected)))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_full_cache_is_told():

@@ -56,13 +56,18 @@ class FusedEngine(LiteRtBase):
 
     def score(self, tokens):
         tokens = np.asarray(tokens, np.int32)
-        length = tokens.shape[1]
+        length, vocabulary = tokens.shape[1], self.config.vocabulary_size
+        if tokens.min() < 0 or tokens.max() >= vocabulary:  # C reads what it is told to
+            raise TfspeedError(f"Token ids must lie in [0, {vocabulary}).", least=int(tokens.min()),
+                               most=int(tokens.max()))
         if length not in self._scorers:
+            self._scorers.clear()  # its logits may be a gigabyte
             self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], True)
         scorer, start = self._scorers[length], np.zeros(1, np.int32)
         return np.concatenate([scorer.begin(row[None], start).copy() for row in tokens])
 
     def profile(self, prompts):
+        self._check(prompts, _PROFILED)
         tokens, lengths = pad_left(prompts, max(map(len, prompts)))
         session = self._new_session(len(prompts), tokens.shape[1] + _PROFILED)
         return session.profile(tokens, tokens.shape[1] - lengths, _PROFILED)

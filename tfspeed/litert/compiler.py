@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -32,7 +33,10 @@ _FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-fno-math-errn
 def find_compiler() -> list[str]:
     """The command of a C compiler; [] where there is none."""
     wanted = os.environ.get("CC")
-    for name in [wanted] if wanted else ["cc", "gcc", "clang"]:
+    if wanted:
+        command = shlex.split(wanted)
+        return command if command and shutil.which(command[0]) else []
+    for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
             return [found]
     if importlib.util.find_spec("ziglang"):
@@ -55,7 +59,7 @@ def library() -> ctypes.CDLL:
                                 "--engine=litert needs none.")
     sources = sorted(SOURCES.iterdir())
     flags = shlex.split(os.environ.get("CFLAGS", ""))
-    key = hashlib.sha256("\0".join([*compiler, *_FLAGS, *flags, cpu_model()]).encode())
+    key = hashlib.sha256("\0".join([*compiler, *_FLAGS, *flags, _processor()]).encode())
     for source in sources:
         key.update(source.read_bytes())
     path = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
@@ -69,20 +73,32 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+def _processor() -> str:
+    """What -march=native follows from; a virtual machine's name alone says little."""
+    told = ("flags", "Features", "CPU implementer", "CPU part")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return "\n".join([platform.machine(), cpu_model(),
+                      *sorted({line for line in lines if line.startswith(told)})])
+
+
 def _compile(compiler: list[str], flags: list[str], path: Path) -> Path:
     """Compiles to `path`, or to a temporary file where that cannot be written."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         path = Path(tempfile.mkdtemp()) / path.name
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    # Some compilers call it -mcpu: without either, the code is right, and slow.
-    for native in (["-march=native"], ["-mcpu=native"], []):
-        command = [*compiler, *_FLAGS, *native, *flags, "-o", str(beside),
-                   str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            os.replace(beside, path)
-            return path
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of this call alone
+        beside = Path(folder) / path.name
+        # Some compilers call it -mcpu: without either, the code is right, and slow.
+        for native in (["-march=native"], ["-mcpu=native"], []):
+            command = [*compiler, *_FLAGS, *native, *flags, "-o", str(beside),
+                       str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                os.replace(beside, path)
+                return path
     raise TfspeedError("The fused engine's kernels could not be compiled.",
                        command=" ".join(command), hint=done.stderr.strip()[-300:])

@@ -19,7 +19,7 @@ from tfspeed.quiet import captured_stderr
 OPERATOR = "tfspeed.decoder"
 STAGES = ("embed", "norm, quantize", "query, key, value", "rotate, cache", "attend", "out",
           "gate, up", "down", "head")
-_ERRORS = {1: "memory has run out", 2: "LiteRT copied the cache", 3: "a blob a layer is missing"}
+_ERRORS = {1: "memory has run out", 2: "LiteRT copied the cache", 3: "an input is missing"}
 _CPU = 1
 _ELEMENTS = {np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.uint8): 3,
              np.dtype(np.float16): 10}
@@ -101,6 +101,7 @@ class FusedProgram:
     def bind(self, signature: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
         """Gives a signature its memory, arrays of `memory.aligned`; what is an input and an output
         is one buffer."""
+        self.release(signature)
         buffers: dict[int, ctypes.c_void_p] = {}
         for array in (*inputs, *outputs):
             if id(array) not in buffers:
@@ -108,6 +109,11 @@ class FusedProgram:
         groups = [(ctypes.c_void_p * len(arrays))(*(buffers[id(a)] for a in arrays))
                   for arrays in (inputs, outputs)]
         self._bound[signature] = (inputs, outputs, buffers, *groups)
+
+    def release(self, signature: int) -> None:
+        """Lets go of a signature's memory, if it has any."""
+        for buffer in self._bound.pop(signature, ((),) * 2 + ({},))[2].values():
+            _litert().LiteRtDestroyTensorBuffer(buffer)
 
     def _buffer(self, array: np.ndarray) -> ctypes.c_void_p:
         layout = _Layout(rank=array.ndim)
@@ -133,10 +139,8 @@ class FusedProgram:
         """Frees what LiteRT holds. The arrays are Python's."""
         if self._compiled is None:
             return
-        for _, _, buffers, *_ in self._bound.values():
-            for buffer in buffers.values():
-                _litert().LiteRtDestroyTensorBuffer(buffer)
-        self._bound.clear()
+        for signature in list(self._bound):
+            self.release(signature)
         _litert().LiteRtDestroyCompiledModel(self._compiled)
         _litert().LiteRtDestroyModel(self._model)
         self._compiled = None

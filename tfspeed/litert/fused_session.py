@@ -10,7 +10,7 @@ from tfspeed.litert.fused_runtime import FusedProgram
 from tfspeed.litert.memory import aligned
 
 CONTROL = 8  # fields before the rows' first slots, see kernels/decoder.c
-_INDEX, _COUNT, _LOGITS, _TIME, _BATCH, _LENGTH, _CAPACITY = range(7)
+_INDEX, _COUNT, _LOGITS, _TIME, _BATCH, _LENGTH, _CAPACITY, _END = range(8)
 
 
 class FusedSession:
@@ -43,6 +43,7 @@ class FusedSession:
         returns the logits after them, valid until the next call."""
         self._index = 0
         self._control[CONTROL:] = starts
+        self._control[_END] = tokens.shape[1]
         self._size = next(size for size in self.sizes if size >= tokens.shape[1])
         length = self._tokens.shape[1]
         for at in range(0, tokens.shape[1], length):
@@ -53,6 +54,7 @@ class FusedSession:
         """Reads one token a row, int32 `[batch]`; returns logits as `begin` does."""
         if self._index == self._size:
             self._grow()
+        self._control[_END] = self._index + 1
         self._run(tokens[:, None], last=True)
         return self._logits
 
@@ -84,6 +86,9 @@ class FusedSession:
 
     def _bind(self) -> None:
         """Memory for the cache of this size; the other arrays serve all sizes."""
+        for size in self._caches:
+            if size > self._size:  # of a longer text before; a smaller one is copied first
+                self.program.release(self.sizes.index(size))
         shape, dtype = self._cache_type(self._size)
         self._caches = {self._size: aligned(shape, dtype)}
         cache = self._caches[self._size]
@@ -103,3 +108,4 @@ class FusedSession:
         # Slots of one head lie behind each other, in keys and in values.
         flat = old.reshape(*old.shape[:4], -1)
         new.reshape(*new.shape[:4], -1)[..., :flat.shape[-1]] = flat
+        self.program.release(self.sizes.index(self._size) - 1)

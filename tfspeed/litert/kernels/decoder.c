@@ -5,8 +5,8 @@
 // the last, and activations stay in the cache of the processor.
 //
 // Inputs: tokens int32 [batch, length]; control int32 [8 + batch]: first slot, how many tokens of
-// each row count, whether logits are wanted, whether to keep time, batch, length, capacity, 0, and
-// the first slot that each row uses; cache [layers, 2, batch, kv_heads, capacity, dim]; plan;
+// each row count, whether logits are wanted, whether to keep time, batch, length, capacity, the slot
+// after the last of the whole prompt, and the first slot that each row uses; cache [layers, 2, batch, kv_heads, capacity, dim]; plan;
 // shared blob; a blob a layer.
 // Outputs: the cache, the same memory; logits [batch, vocabulary], or [batch, length, vocabulary].
 #include <time.h>
@@ -39,12 +39,12 @@ static size_t sizes[32];
 
 // Scratch lives as long as the process: one job runs at a time.
 static void *scratch(int slot, size_t bytes) {
-  bytes += 256;
+  bytes = (bytes + 256 + 63) & ~(size_t)63;
   if (sizes[slot] < bytes) {
     free(memory[slot]);
-    memory[slot] = aligned_alloc(64, up_to(bytes, 64));
+    memory[slot] = aligned_alloc(64, bytes);
     sizes[slot] = memory[slot] ? bytes : 0;
-    if (memory[slot]) memset(memory[slot], 0, up_to(bytes, 64));
+    if (memory[slot]) memset(memory[slot], 0, bytes);
   }
   return memory[slot];
 }
@@ -120,7 +120,7 @@ static void embed(Step *s, int thread, int threads) {
   share(s->rows, thread, threads, &from, &to);
   int last = 0;
   for (int b = 0; b < s->batch; b++) {
-    int position = s->control[0] + s->count - 1 - s->starts[b];
+    int position = s->control[7] - 1 - s->starts[b];  // of the prompt, not of a piece of it
     if (position > last) last = position;
   }
   for (int m = from; m < to; m++) {
@@ -332,7 +332,7 @@ static void block(Step *s, int l, int thread, int threads) {
   if (l + 1 < p->layers) look_ahead(&layer[1].query_key_value, s->blobs[l + 1], thread, threads);
   else look_ahead(&p->head, s->shared, thread, threads);
   barrier(thread, threads);
-  int32_t norms[2] = {layer->attention_post_norm, layer->mlp_post_norm};
+  int32_t norms[2] = {layer->attention_post_norm, p->parallel ? -1 : layer->mlp_post_norm};
   if (p->parallel) add_aside(s, blob, 2, norms, thread, threads);
   else if (post) add_aside(s, blob, 1, norms + 1, thread, threads);
   tick(s, thread, DOWN);

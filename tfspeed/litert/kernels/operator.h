@@ -58,12 +58,13 @@ static int run_step(Operator *op, size_t inputs, void **in, void **out) {
 static int run_operator(void *self, size_t inputs, void *const *in, size_t outputs,
                         void *const *out) {
   Operator *op = self;
-  void **memory_in = malloc((inputs + outputs) * sizeof(void *)), **memory_out;
+  void **memory_in = calloc(inputs + outputs, sizeof(void *)), **memory_out;
   if (!memory_in) return op->error = OUT_OF_MEMORY;
   memory_out = memory_in + inputs;
-  for (size_t i = 0; i < inputs; i++) op->lock(in[i], &memory_in[i], 0);
-  for (size_t i = 0; i < outputs; i++) op->lock(out[i], &memory_out[i], 2);
-  op->error = run_step(op, inputs, memory_in, memory_out);
+  int failed = 0;
+  for (size_t i = 0; i < inputs; i++) failed |= op->lock(in[i], &memory_in[i], 0);
+  for (size_t i = 0; i < outputs; i++) failed |= op->lock(out[i], &memory_out[i], 2);
+  op->error = failed ? WRONG_INPUTS : run_step(op, inputs, memory_in, memory_out);
   for (size_t i = 0; i < inputs; i++) op->unlock(in[i]);
   for (size_t i = 0; i < outputs; i++) op->unlock(out[i]);
   free(memory_in);

@@ -98,6 +98,18 @@ static void start(Job job, void *argument) {
   pthread_mutex_unlock(&pool.lock);
 }
 
+// A forked process has no workers.
+static void forget(void) {
+  pool.threads = 1, pool.sleeping = 0;
+  atomic_store(&pool.arrived, 0);
+  atomic_store(&pool.busy, 0);
+  pthread_mutex_init(&pool.lock, NULL);
+  pthread_mutex_init(&pool.turn, NULL);
+  pthread_cond_init(&pool.wake, NULL);
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, forget); }
+
 // Makes the pool `threads` strong; gives how many it got.
 static int resize(int threads) {
   if (threads > MAX_THREADS) threads = MAX_THREADS;
