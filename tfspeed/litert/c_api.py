@@ -1,4 +1,4 @@
-"""LiteRT's C functions, for what its Python package does not offer: the profiler.
+"""LiteRT's C functions, for what its Python package does not offer: profiler, custom operators.
 
 Source: LiteRT, `litert/c/*.h`, release 2.3.0.
 """
@@ -18,7 +18,7 @@ _WRITE = 1  # LiteRtTensorBufferLockMode
 _OPERATOR_EVENTS = (1 << 1, 1 << 3)  # LiteRtProfilerEventType: of the runtime, of a delegate
 
 
-class _TensorType(c.Structure):
+class TensorType(c.Structure):
     _fields_ = [("element", c.c_int), ("rank", c.c_uint, 7), ("has_strides", c.c_uint, 1),
                 ("dimensions", c.c_int32 * 8), ("strides", c.c_uint32 * 8)]
 
@@ -43,16 +43,16 @@ def library() -> c.CDLL:
     return c.CDLL(str(Path(ai_edge_litert.__file__).with_name("libLiteRt.so")))
 
 
-def _call(name: str, *args) -> None:
+def call(name: str, *args) -> None:
     status = getattr(library(), name)(*args)
     if status:
-        raise TfspeedError("LiteRT's profiler does not work.", function=name, status=status)
+        raise TfspeedError("LiteRT refuses this call.", function=name, status=status)
 
 
-def _new(name: str, *args) -> c.c_void_p:
+def new(name: str, *args) -> c.c_void_p:
     """What a function puts where its last argument points."""
     made = c.c_void_p()
-    _call(name, *args, c.byref(made))
+    call(name, *args, c.byref(made))
     return made
 
 
@@ -85,21 +85,21 @@ class ProfiledProgram:
 
     def _load(self, path: bytes, signature: str) -> None:
         option = _Option(_AUTO_REGISTER, _Any(_INT, _CPU))
-        self._environment = self._own("LiteRtDestroyEnvironment", _new(
+        self._environment = self._own("LiteRtDestroyEnvironment", new(
             "LiteRtCreateEnvironment", 1, c.byref(option)))
-        model = self._own("LiteRtDestroyModel", _new(
+        model = self._own("LiteRtDestroyModel", new(
             "LiteRtCreateModelFromFile", self._environment, path))
-        options = self._own("LiteRtDestroyOptions", _new("LiteRtCreateOptions"))
-        _call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        options = self._own("LiteRtDestroyOptions", new("LiteRtCreateOptions"))
+        call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
         for name, text in self._texts:
-            _call("LiteRtAddOpaqueOptions", options,
-                  _new("LiteRtCreateOpaqueOptions", name, text, _keep))
-        self._compiled = self._own("LiteRtDestroyCompiledModel", _new(
+            call("LiteRtAddOpaqueOptions", options,
+                  new("LiteRtCreateOpaqueOptions", name, text, _keep))
+        self._compiled = self._own("LiteRtDestroyCompiledModel", new(
             "LiteRtCreateCompiledModel", self._environment, model, options))
-        self._profiler = _new("LiteRtCompiledModelGetProfiler", self._compiled)
+        self._profiler = new("LiteRtCompiledModelGetProfiler", self._compiled)
         for index in range(self._count("LiteRtGetNumModelSignatures", model)):
             self._index = c.c_size_t(index)
-            self._signature = _new("LiteRtGetModelSignature", model, self._index)
+            self._signature = new("LiteRtGetModelSignature", model, self._index)
             if self._text("LiteRtGetSignatureKey", self._signature) == signature:
                 break
         self._inputs, self._outputs = self._all(_INPUT), self._all(_OUTPUT)
@@ -113,13 +113,13 @@ class ProfiledProgram:
     @staticmethod
     def _count(name: str, thing) -> int:
         count = c.c_size_t()
-        _call(name, thing, c.byref(count))
+        call(name, thing, c.byref(count))
         return count.value
 
     @staticmethod
     def _text(name: str, *args) -> str:
         text = c.c_char_p()
-        _call(name, *args, c.byref(text))
+        call(name, *args, c.byref(text))
         return text.value.decode()
 
     def _all(self, kind: str):
@@ -131,12 +131,12 @@ class ProfiledProgram:
         at = c.c_size_t(index)
         name = self._text(f"LiteRtGetSignature{kind}Name", self._signature, at)
         if name not in self._buffers:
-            tensor = _new(f"LiteRtGetSignature{kind}TensorByIndex", self._signature, at)
-            shape = _TensorType()
-            _call("LiteRtGetRankedTensorType", tensor, c.byref(shape))
-            needs = _new(f"LiteRtGetCompiledModel{kind}BufferRequirements", self._compiled,
+            tensor = new(f"LiteRtGetSignature{kind}TensorByIndex", self._signature, at)
+            shape = TensorType()
+            call("LiteRtGetRankedTensorType", tensor, c.byref(shape))
+            needs = new(f"LiteRtGetCompiledModel{kind}BufferRequirements", self._compiled,
                          self._index, at)
-            self._buffers[name] = self._own("LiteRtDestroyTensorBuffer", _new(
+            self._buffers[name] = self._own("LiteRtDestroyTensorBuffer", new(
                 "LiteRtCreateManagedTensorBufferFromRequirements", self._environment,
                 c.byref(shape), needs))
             self.fill(name, None)
@@ -148,23 +148,23 @@ class ProfiledProgram:
         size = self._count("LiteRtGetTensorBufferPackedSize", buffer)
         content = bytes(size) if value is None else np.ascontiguousarray(value).tobytes()
         memory = c.c_void_p()
-        _call("LiteRtLockTensorBuffer", buffer, c.byref(memory), _WRITE)
+        call("LiteRtLockTensorBuffer", buffer, c.byref(memory), _WRITE)
         c.memmove(memory, content, min(size, len(content)))
-        _call("LiteRtUnlockTensorBuffer", buffer)
+        call("LiteRtUnlockTensorBuffer", buffer)
 
     def run(self) -> None:
-        _call("LiteRtRunCompiledModel", self._compiled, self._index,
+        call("LiteRtRunCompiledModel", self._compiled, self._index,
               c.c_size_t(len(self._inputs)), self._inputs, c.c_size_t(len(self._outputs)),
               self._outputs)
 
     def events(self, runs: int) -> list[tuple[str, int]]:
         """Name and microseconds of every operator of several runs, in their order."""
-        _call("LiteRtStartProfiler", self._profiler)
+        call("LiteRtStartProfiler", self._profiler)
         for _ in range(runs):
             self.run()
-        _call("LiteRtStopProfiler", self._profiler)
+        call("LiteRtStopProfiler", self._profiler)
         count = c.c_int()
-        _call("LiteRtGetNumProfilerEvents", self._profiler, c.byref(count))
+        call("LiteRtGetNumProfilerEvents", self._profiler, c.byref(count))
         events = (_Event * count.value)()
-        _call("LiteRtGetProfilerEvents", self._profiler, count, events)
+        call("LiteRtGetProfilerEvents", self._profiler, count, events)
         return [(e.tag.decode(), e.elapsed_us) for e in events if e.type in _OPERATOR_EVENTS]
