@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 
+from tfspeed.measure import gate
 from tfspeed.models.language_model import LanguageModel
 
 
@@ -24,6 +25,12 @@ class Strategy:
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
 
+    @property
+    def max_perplexity_increase(self) -> float:
+        """By how much this strategy, with its options, may raise perplexity before its row fails:
+        0.01 is +1 %. `gate.EXACT` unless a subclass says `INT8`, `INT4` or `STRUCTURAL`."""
+        return gate.EXACT
+
     def scope(self) -> contextlib.AbstractContextManager:
         """Entered before the model is built."""
         return contextlib.nullcontext()
@@ -32,7 +39,7 @@ class Strategy:
         """Returns the changed model; never edits its argument. Called inside `scope`.
 
         Args:
-            data: calibration or training text as token ids, for strategies that learn from it.
+            data: text for strategies that calibrate or train; None: the project's own.
         """
         raise NotImplementedError
 
@@ -48,6 +55,10 @@ class Composition(Strategy):
         super().__init__()
         self.parts = parts
         self.name = "+".join(part.name for part in parts)
+
+    @property
+    def max_perplexity_increase(self):
+        return max(part.max_perplexity_increase for part in self.parts)
 
     @contextlib.contextmanager
     def scope(self):

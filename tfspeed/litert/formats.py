@@ -32,6 +32,11 @@ class Formats:
         """Whether any matrix is in integers, which makes the kernels quantize activations."""
         return any(form[0] <= 8 for _, form in self._rules())
 
+    @property
+    def fewest_bits(self) -> int:
+        """Those of the smallest format that any matrix may get."""
+        return min(form[0] for _, form in self._rules())
+
     def _rules(self):
         default, *rules = self.spelled.split(",")
         found = [(re.compile(""), _format(default))]
