@@ -110,7 +110,8 @@ class Attention(keras.layers.Layer):
             x: `[batch, length, hidden]`.
             rope: cos and sin, or None.
             bias: added to the scores, float32 `[batch, 1 or heads, length, capacity]`.
-            cache: keys and values, each `[batch, kv_heads, capacity, head_dim]`.
+            cache: keys and values, each `[batch, kv_heads, capacity, head_dim]`; None: the
+                tokens see nothing but each other.
             index: slot that the first of the new tokens takes, int32 scalar.
 
         Returns:
@@ -127,8 +128,10 @@ class Attention(keras.layers.Layer):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, *rope), rotate(key, *rope)
-        keys = ops.slice_update(cache[0], (0, 0, index, 0), key)
-        values = ops.slice_update(cache[1], (0, 0, index, 0), value)
+        keys, values = key, value
+        if cache is not None:
+            keys = ops.slice_update(cache[0], (0, 0, index, 0), key)
+            values = ops.slice_update(cache[1], (0, 0, index, 0), value)
 
         # The query heads that share a key head are stacked along its length: one plain batched
         # product, no repeated keys.
@@ -264,12 +267,24 @@ class Decoder(keras.Model):
         Returns:
             Hidden states after the final norm, `[batch, length, hidden]`, and the new state.
         """
-        c = self.config
         length = ops.shape(tokens)[1]
         offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
         positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
         slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
+        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"])
+        new_state = {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
+                     "index": state["index"] + length}
+        return hidden, new_state
 
+    def hidden(self, tokens):
+        """Hidden states after the final norm, `[batch, length, hidden]`, of whole texts `[batch,
+        length]`. No cache is written: it costs time, and TensorFlow has no gradient for it."""
+        positions = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
+        return self._read(tokens, positions, positions, [None] * len(self.blocks), None)[0]
+
+    def _read(self, tokens, positions, slots, caches, index):
+        """The layers: hidden states after the final norm, and the new caches."""
+        c = self.config
         x = self.embedding(tokens)
         if c.embedding_scale != 1.0:
             x = x * ops.cast(c.embedding_scale, x.dtype)
@@ -280,14 +295,11 @@ class Decoder(keras.Model):
                  for rope in {c.layer_rope(i) for i in range(c.num_layers)} if rope}
         biases = {window: self._bias(positions, slots, window)
                   for window in {c.window(i) for i in range(c.num_layers)}}
-        caches = []
+        filled = []
         for i, block in enumerate(self.blocks):
-            x, cache = block(x, ropes.get(c.layer_rope(i)), biases[c.window(i)],
-                             state["caches"][i], state["index"])
-            caches.append(cache)
-        new_state = {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
-                     "index": state["index"] + length}
-        return self.final_norm(x), new_state
+            x, cache = block(x, ropes.get(c.layer_rope(i)), biases[c.window(i)], caches[i], index)
+            filled.append(cache)
+        return self.final_norm(x), filled
 
     def _bias(self, positions, slots, window: int):
         """What is added to the scores, float32 `[batch, 1 or heads, length, capacity]`."""
@@ -318,10 +330,7 @@ class Decoder(keras.Model):
 
     def call(self, tokens):
         """float32 logits `[batch, length, vocabulary]` of int32 tokens `[batch, length]`."""
-        batch, length = ops.shape(tokens)[0], ops.shape(tokens)[1]
-        lengths = ops.full((batch,), length, "int32")
-        hidden, _ = self.forward(tokens, lengths, self.initial_state(batch, length))
-        return self.logits(hidden)
+        return self.logits(self.hidden(tokens))
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
