@@ -64,6 +64,7 @@ MODELS = {
     "sliding": lambda: tiny_decoder(sliding_window=5, sliding_layers=(True, False)),
     "learned": lambda: tiny_decoder(positions="learned", norm="layer", gated_mlp=False,
                                     activation="gelu_tanh", qkv_bias=True),
+    "uneven": lambda: tiny_decoder(mlp_dims=(32, 20), layer_kv_heads=(1, 2)),
     "alibi": lambda: tiny_decoder(positions="alibi"),
     "rnn": lambda: tiny_recurrent("rnn"),
     "lstm": lambda: tiny_recurrent("lstm"),

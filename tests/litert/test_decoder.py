@@ -36,6 +36,11 @@ FAMILIES = {
                  "parallel_residual": True, "num_kv_heads": 4, "tied_embeddings": False},
     "falcon": {"positions": "alibi", "norm": "layer", "gated_mlp": False, "activation": "gelu",
                "parallel_residual": True, "shared_norm": True, "num_kv_heads": 1},
+    "pruned": {"mlp_dims": (18, 32), "layer_kv_heads": (2, 1), "sliding_window": 4,
+               "sliding_layers": (True, False)},
+    "pruned, plain": {"mlp_dims": (32, 7), "gated_mlp": False, "activation": "gelu",
+                      "mlp_bias": True, "qkv_bias": True, "layer_kv_heads": (1, 2),
+                      "parallel_residual": True, "qk_norm": True},
     "longrope": {"rope": RopeConfig(factors=(1.0, 2.0), long_factors=(3.0, 4.0),
                                     original_context=24, attention_factor=1.2)},
 }

@@ -49,8 +49,8 @@ class Lowering:
         tokens = g.input("tokens", (self.batch, self.length), np.int32)
         slots = g.input("input_pos", (self.length,), np.int32)
         starts = g.input("starts", (self.batch,), np.int32) if self.batch > 1 else None
-        shape = (self.batch, c.num_kv_heads, self.capacity, c.head_dim)
-        caches = [g.input(name, shape) for name in cache_names(c)]
+        caches = [g.input(name, (self.batch, c.layer(i // 2).num_kv_heads, self.capacity,
+                                 c.head_dim)) for i, name in enumerate(cache_names(c))]
         self._positions(slots, starts)
         zero = g.constant(np.zeros(1, np.int32))
         first = slots if self.length == 1 else g.slice(slots, 0, 0, 1)
@@ -137,15 +137,15 @@ class Lowering:
         if c.parallel_residual:
             if block.mlp_norm is not block.attention_norm:
                 normed = self._norm(x, block.mlp_norm)
-            return g.add(g.add(x, attended), self._mlp(normed, block)), pair
+            return g.add(g.add(x, attended), self._mlp(normed, block, layer)), pair
         x = g.add(x, attended)
-        out = self._mlp(self._norm(x, block.mlp_norm), block)
+        out = self._mlp(self._norm(x, block.mlp_norm), block, layer)
         if c.post_norms:
             out = self._norm(out, block.mlp_post_norm)
         return g.add(x, out), pair
 
     def _attention(self, x, block: PackedBlock, layer: int, pair):
-        c, g, batch, length = self.config, self.graph, self.batch, self.length
+        c, g, batch, length = self.config.layer(layer), self.graph, self.batch, self.length
         heads, kv, dim = c.num_heads, c.num_kv_heads, c.head_dim
         fused = self._product(x, block.query_key_value)
         if length == 1:
@@ -168,7 +168,7 @@ class Lowering:
         group = heads // kv
         query = g.reshape(query, (batch, kv, group * length, dim))
         scores = self._softcap(g.matmul(query, keys, transpose_b=True), c.attention_softcap)
-        bias = self.biases[c.window(layer)]
+        bias = self.biases[self.config.window(layer)]
         apart = length > 1 or bias.shape[1] > 1  # else one bias serves all rows of a group
         if apart:
             scores = g.reshape(scores, (batch, heads, length, self.capacity))
@@ -192,8 +192,8 @@ class Lowering:
             return turned
         return g.concatenate([turned, g.slice(x, -1, rotary, c.head_dim - rotary)], -1)
 
-    def _mlp(self, x, block: PackedBlock):
-        c, g = self.config, self.graph
+    def _mlp(self, x, block: PackedBlock, layer: int):
+        c, g = self.config.layer(layer), self.graph
         x = self._product(x, block.up)
         if not c.gated_mlp:
             return self._product(self._activation(x), block.down)

@@ -24,7 +24,8 @@ _INT, _FLOAT = ctypes.c_int32, ctypes.c_float
 class _Layer(ctypes.Structure):
     _fields_ = [*((name, Matrix) for name in ("query_key_value", "out", "gate", "up", "down")),
                 *((name, _INT) for name in ("attention_norm", "mlp_norm", "attention_post_norm",
-                                            "mlp_post_norm", "head_scale", "window", "rope"))]
+                                            "mlp_post_norm", "head_scale", "window", "rope",
+                                            "mlp", "heads", "kv_heads"))]
 
 
 class _Rope(ctypes.Structure):
@@ -85,7 +86,7 @@ def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool) -> Fuse
     layers, blobs = (_Layer * c.num_layers)(), []
     for i, block in enumerate(packed.blocks):
         blob = Blob()
-        layers[i] = _layer(c, block, blob, c.window(i),
+        layers[i] = _layer(c.layer(i), block, blob, c.window(i),
                            ropes.index(c.layer_rope(i)) if c.layer_rope(i) else -1)
         blobs.append(blob)
     for blob in (shared, *blobs):
@@ -116,4 +117,4 @@ def _layer(c: DecoderConfig, block: PackedBlock, blob: Blob, window: int, rope: 
         mlp_norm=attention_norm if shared_norm else blob.add(block.mlp_norm),
         attention_post_norm=blob.add(block.attention_post_norm),
         mlp_post_norm=blob.add(block.mlp_post_norm), head_scale=blob.add(block.head_scale),
-        window=window, rope=rope)
+        window=window, rope=rope, mlp=c.mlp_dim, heads=c.num_heads, kv_heads=c.num_kv_heads)

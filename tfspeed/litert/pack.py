@@ -135,7 +135,7 @@ class Packer:
                 raise _unsupported(layer)
 
     def _block(self, block: Block, seen: dict[int, np.ndarray] | None) -> PackedBlock:
-        c, attention, mlp = self.decoder.config, block.attention, block.mlp
+        c, attention, mlp = block.config, block.attention, block.mlp
         attention_norm = _norm(block.attention_norm)
         mlp_norm = None if block.mlp_norm is None else _norm(block.mlp_norm)
         fused, out, up, down = (_dense(layer) for layer in (
@@ -146,7 +146,7 @@ class Packer:
         if seen is not None:
             inputs = [seen[id(layer)] for layer in (
                 attention.query_key_value, attention.out, mlp.up, mlp.down)]
-            self._smooth(inputs, attention_norm, mlp_norm, fused, out, up, down)
+            self._smooth(c, inputs, attention_norm, mlp_norm, fused, out, up, down)
 
         def product(name, dense, seen):
             matrix, bias = dense
@@ -161,9 +161,8 @@ class Packer:
             _norm(block.attention_post_norm) if c.post_norms else None,
             _norm(block.mlp_post_norm) if c.post_norms else None)
 
-    def _smooth(self, inputs, attention_norm, mlp_norm, fused, out, up, down) -> None:
-        """Changes the inputs, matrices and norms of a layer in place."""
-        c = self.decoder.config
+    def _smooth(self, c, inputs, attention_norm, mlp_norm, fused, out, up, down) -> None:
+        """Changes the inputs, matrices and norms of a layer, `c` its config, in place."""
         pairs = [(attention_norm, (0, fused), (2, up))] if mlp_norm is None else [
             (attention_norm, (0, fused)), (mlp_norm, (2, up))]
         for norm, *readers in pairs:
@@ -189,7 +188,7 @@ class Packer:
             _scale_rows(up, slice(c.mlp_dim, None), 1 / factor[:, None])
 
     def _head_scale(self, attention: Attention) -> np.ndarray:
-        c = self.decoder.config
+        c = attention.config
         query = _array(attention.query_norm.scale) * c.query_scale
         key = _array(attention.key_norm.scale)
         return np.stack([query] * c.num_heads + [key] * c.num_kv_heads)[:, None]

@@ -44,6 +44,10 @@ class DecoderConfig:
 
     `attention_scale` multiplies query·key (default 1/sqrt(head_dim)); `parallel_residual` feeds
     attention and MLP the same input; `shared_norm` lets them share one norm as well.
+
+    Pruning leaves layers of different sizes: `mlp_dims` and `layer_kv_heads` then have one entry a
+    layer, and `mlp_dim` and `num_kv_heads` are the largest of them. As many query heads share a
+    key head in all layers.
     """
 
     vocabulary_size: int
@@ -79,6 +83,8 @@ class DecoderConfig:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
+    mlp_dims: tuple[int, ...] = ()
+    layer_kv_heads: tuple[int, ...] = ()
 
     def __post_init__(self):
         sizes = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "num_kv_heads",
@@ -111,6 +117,16 @@ class DecoderConfig:
             if flags and len(flags) != self.num_layers:
                 raise TfspeedError(f"{name} needs one entry a layer.", num_layers=self.num_layers,
                                    **{name: flags})
+        for name, largest in (("mlp_dims", self.mlp_dim), ("layer_kv_heads", self.num_kv_heads)):
+            counts = getattr(self, name)
+            if counts and (len(counts) != self.num_layers or max(counts) != largest
+                           or any(type(n) is not int or n < 1 for n in counts)):
+                raise TfspeedError(f"{name} needs one positive integer a layer, the largest of "
+                                   "them the model's own.", num_layers=self.num_layers,
+                                   largest=largest, **{name: counts})
+        if self.layer_kv_heads and self.positions == "alibi":
+            raise TfspeedError("ALiBi's slopes belong to the heads of a whole layer: no layer can "
+                               "have fewer.", layer_kv_heads=self.layer_kv_heads)
         for rope in (self.rope, self.local_rope or self.rope):
             for factors in (rope.factors, rope.long_factors):
                 if factors and len(factors) != self.rotary_dim // 2:
@@ -130,6 +146,16 @@ class DecoderConfig:
     def query_scale(self) -> float:
         return self.attention_scale or self.head_dim**-0.5
 
+    def layer(self, layer: int) -> "DecoderConfig":
+        """The config whose `mlp_dim`, `num_heads` and `num_kv_heads` are those of a layer."""
+        if not self.mlp_dims and not self.layer_kv_heads:
+            return self
+        kv_heads = self.layer_kv_heads[layer] if self.layer_kv_heads else self.num_kv_heads
+        return dataclasses.replace(
+            self, mlp_dim=self.mlp_dims[layer] if self.mlp_dims else self.mlp_dim,
+            num_heads=self.num_heads // self.num_kv_heads * kv_heads, num_kv_heads=kv_heads,
+            mlp_dims=(), layer_kv_heads=())
+
     def window(self, layer: int) -> int:
         """Sliding window of a layer in tokens; 0 means that it sees everything."""
         if not self.sliding_window or (self.sliding_layers and not self.sliding_layers[layer]):
@@ -144,24 +170,36 @@ class DecoderConfig:
 
     def cache_bytes(self, batch: int, context: int, itemsize: int) -> int:
         """Bytes of keys and values that a step with `context` tokens a row reads."""
-        tokens = sum(min(context, self.window(i) or context) for i in range(self.num_layers))
-        return 2 * batch * tokens * self.num_kv_heads * self.head_dim * itemsize
+        heads = sum(min(context, self.window(i) or context) * self.layer(i).num_kv_heads
+                    for i in range(self.num_layers))
+        return 2 * batch * heads * self.head_dim * itemsize
 
     @property
     def parameter_count(self) -> int:
         """Weights of a `Decoder` of this config; a tied embedding counts once."""
-        norm = self.hidden_dim * (2 if self.norm == "layer" else 1)
-        norms = (1 if self.shared_norm else 2) + (2 if self.post_norms else 0)
-        heads = self.num_heads * self.head_dim
-        widths = (2 if self.gated_mlp else 1) * self.mlp_dim
-        block = (norms * norm + 2 * self.head_dim * self.qk_norm
-                 + self.hidden_dim * (self.qkv_dim + heads + widths + self.mlp_dim)
-                 + self.qkv_bias * self.qkv_dim + self.attention_out_bias * self.hidden_dim
-                 + self.mlp_bias * (widths + self.hidden_dim))
+        if self.mlp_dims or self.layer_kv_heads:
+            blocks = sum(self.layer(i).block_parameters for i in range(self.num_layers))
+        else:
+            blocks = self.num_layers * self.block_parameters
         table = self.vocabulary_size * self.hidden_dim
         positions = self.context_length * self.hidden_dim * (self.positions == "learned")
         head = (table + self.head_bias * self.vocabulary_size) * (not self.tied_embeddings)
-        return table + positions + self.num_layers * block + norm + head
+        return table + positions + blocks + self._norm_parameters + head
+
+    @property
+    def _norm_parameters(self) -> int:
+        return self.hidden_dim * (2 if self.norm == "layer" else 1)
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of one layer, where all have the same sizes."""
+        norms = (1 if self.shared_norm else 2) + (2 if self.post_norms else 0)
+        heads = self.num_heads * self.head_dim
+        widths = (2 if self.gated_mlp else 1) * self.mlp_dim
+        return (norms * self._norm_parameters + 2 * self.head_dim * self.qk_norm
+                + self.hidden_dim * (self.qkv_dim + heads + widths + self.mlp_dim)
+                + self.qkv_bias * self.qkv_dim + self.attention_out_bias * self.hidden_dim
+                + self.mlp_bias * (widths + self.hidden_dim))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

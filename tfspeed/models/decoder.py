@@ -234,7 +234,7 @@ class Decoder(keras.Model):
                 c.context_length, c.hidden_dim, embeddings_initializer=table, dtype=policy,
                 name="position_embedding")
             self.position_embedding.build(None)
-        self.blocks = [Block(c, initializer, dtype=policy, name=f"block_{i}")
+        self.blocks = [Block(c.layer(i), initializer, dtype=policy, name=f"block_{i}")
                        for i in range(c.num_layers)]
         self.final_norm = Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy,
                                name="final_norm")
@@ -252,10 +252,13 @@ class Decoder(keras.Model):
         (-1: none), `lengths` `[batch]` how many tokens each row has read, `index` the next free
         slot."""
         c = self.config
-        shape = (batch, c.num_kv_heads, capacity, c.head_dim)
+
+        def cache(block):
+            shape = (batch, block.config.num_kv_heads, capacity, c.head_dim)
+            return ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)
+
         return {
-            "caches": [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype))
-                       for _ in self.blocks],
+            "caches": [cache(block) for block in self.blocks],
             "positions": ops.full((batch, capacity), -1, "int32"),
             "lengths": ops.zeros((batch,), "int32"),
             "index": ops.zeros((), "int32"),

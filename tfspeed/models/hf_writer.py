@@ -98,7 +98,8 @@ def config_to_hf(config: DecoderConfig) -> dict:
     if not same:
         raise TfspeedError(
             "This model has options that its family's config.json cannot express.",
-            family=c.family, hint="Other than its family's: norms, biases, positions or windows. "
+            family=c.family, hint="Other than its family's: norms, biases, positions or windows, "
+                                  "or layers of different sizes. "
                                   f"Families that can be written: {', '.join(WRITABLE)}.")
     return values
 

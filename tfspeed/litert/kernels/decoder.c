@@ -101,17 +101,17 @@ static void fill_last_normed(const Step *s, const void *scale, int b, float *out
   fill_normed(s, scale, b * s->count + s->count - 1, out);
 }
 
-static void fill_mixed(const Step *s, const void *unused, int m, float *out) {
-  (void)unused;
+static void fill_mixed(const Step *s, const void *of, int m, float *out) {
+  const Layer *layer = of;
   int dim = s->plan->dim, padded = up_to(dim, LANES);
-  for (int h = 0; h < s->plan->heads; h++)
-    memcpy(out + h * dim, s->mixed + ((size_t)m * s->plan->heads + h) * padded,
+  for (int h = 0; h < layer->heads; h++)
+    memcpy(out + h * dim, s->mixed + ((size_t)m * layer->heads + h) * padded,
            dim * sizeof(float));
 }
 
-static void fill_activated(const Step *s, const void *unused, int m, float *out) {
-  (void)unused;
-  memcpy(out, s->gate + (size_t)m * up_to(s->plan->mlp, LANES), s->plan->mlp * sizeof(float));
+static void fill_activated(const Step *s, const void *of, int m, float *out) {
+  const Layer *layer = of;
+  memcpy(out, s->gate + (size_t)m * up_to(layer->mlp, LANES), layer->mlp * sizeof(float));
 }
 
 static void embed(Step *s, int thread, int threads) {
@@ -193,21 +193,21 @@ static void turn(const Step *s, const Layer *layer, const uint8_t *blob, int m, 
 static void rotate(Step *s, int l, int thread, int threads) {
   const Plan *p = s->plan;
   const Layer *layer = &s->layers[l];
-  int all = p->heads + p->kv_heads, dim = up_to(p->dim, LANES), from, to;
-  size_t width = up_to((all + p->kv_heads) * p->dim, LANES);
+  int heads = layer->heads, all = heads + layer->kv_heads, dim = up_to(p->dim, LANES), from, to;
+  size_t width = up_to((all + layer->kv_heads) * p->dim, LANES);
   share(s->rows * all, thread, threads, &from, &to);
   for (int unit = from; unit < to; unit++) {
     int m = unit / all, head = unit % all, b = m / s->count;
     const float *x = s->fused + m * width + (size_t)head * p->dim;
     float *out = s->turned + ((size_t)m * all + head) * dim;
     turn(s, layer, s->blobs[l], m, head, x, out);
-    if (head < p->heads) continue;
+    if (head < heads) continue;
     float value[dim];
     memset(value, 0, sizeof value);
-    memcpy(value, x + (size_t)p->kv_heads * p->dim, p->dim * sizeof(float));
+    memcpy(value, x + (size_t)layer->kv_heads * p->dim, p->dim * sizeof(float));
     Cache c;
     cache_of(s, l, b, &c);
-    write_slot(&c, head - p->heads, s->control[0] + m % s->count, out, value);
+    write_slot(&c, head - heads, s->control[0] + m % s->count, out, value);
   }
   barrier(thread, threads);
   tick(s, thread, ROTATE);
@@ -216,15 +216,17 @@ static void rotate(Step *s, int l, int thread, int threads) {
 // Attends with rows [first, first + count) of the group * s->count that share a key head.
 static void attend_tile(Step *s, int l, int b, int head, int first, int count, int thread) {
   const Plan *p = s->plan;
-  int group = p->heads / p->kv_heads, all = p->heads + p->kv_heads, dim = up_to(p->dim, LANES);
+  const Layer *layer = &s->layers[l];
+  int group = layer->heads / layer->kv_heads, all = layer->heads + layer->kv_heads;
+  int dim = up_to(p->dim, LANES);
   const float *slopes = p->positions == ALIBI ? (const float *)(s->shared + p->slopes) : NULL;
-  int start = s->starts[b], window = s->layers[l].window;
+  int start = s->starts[b], window = layer->window;
   Tile t = {.softcap = p->attention_softcap, .next = &ahead[thread]};
   for (int r = 0; r < count; r++) {  // rows of one token are neighbours
     int token = (first + r) / group, query = head * group + (first + r) % group;
     int m = b * s->count + token, slot = s->control[0] + token;
     t.query[r] = s->turned + ((size_t)m * all + query) * dim;
-    t.out[r] = s->mixed + ((size_t)m * p->heads + query) * dim;
+    t.out[r] = s->mixed + ((size_t)m * layer->heads + query) * dim;
     t.to[r] = slot + 1;
     t.from[r] = window && slot + 1 - window > start ? slot + 1 - window : start;
     if (t.from[r] > t.to[r]) t.from[r] = t.to[r];  // padding sees nothing
@@ -237,13 +239,13 @@ static void attend_tile(Step *s, int l, int b, int head, int first, int count, i
 }
 
 static void attention(Step *s, int l, int thread, int threads) {
-  const Plan *p = s->plan;
-  int rows = s->count * (p->heads / p->kv_heads), heads = s->batch * p->kv_heads;
+  int kv_heads = s->layers[l].kv_heads, heads = s->batch * kv_heads;
+  int rows = s->count * (s->layers[l].heads / kv_heads);
   if (s->count > 1) {
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int unit = thread; unit < heads * tiles; unit += threads) {  // causal: later cost more
       int first = unit / heads * TILE_ROWS, left = rows - first;
-      attend_tile(s, l, unit % heads / p->kv_heads, unit % p->kv_heads, first,
+      attend_tile(s, l, unit % heads / kv_heads, unit % kv_heads, first,
                   left < TILE_ROWS ? left : TILE_ROWS, thread);
     }
   } else {  // neighbours, so that a thread reads as few key heads as can be
@@ -253,7 +255,7 @@ static void attention(Step *s, int l, int thread, int threads) {
       int first = from % rows, count = rows - first;
       if (count > to - from) count = to - from;
       if (count > TILE_ROWS) count = TILE_ROWS;
-      attend_tile(s, l, from / rows / p->kv_heads, from / rows % p->kv_heads, first, count, thread);
+      attend_tile(s, l, from / rows / kv_heads, from / rows % kv_heads, first, count, thread);
       from += count;
     }
   }
@@ -261,9 +263,9 @@ static void attention(Step *s, int l, int thread, int threads) {
   tick(s, thread, ATTEND);
 }
 
-static void activate(const Step *s, int thread, int threads) {
+static void activate(const Step *s, int l, int thread, int threads) {
   const Plan *p = s->plan;
-  int from, to, width = up_to(p->mlp, LANES);
+  int from, to, width = up_to(s->layers[l].mlp, LANES);
   share(width / LANES, thread, threads, &from, &to);
   for (int m = 0; m < s->rows; m++) {
     float *g = s->gate + (size_t)m * width, *u = s->up + (size_t)m * width;
@@ -299,7 +301,7 @@ static void block(Step *s, int l, int thread, int threads) {
   const Plan *p = s->plan;
   const Layer *layer = &s->layers[l];
   const uint8_t *blob = s->blobs[l];
-  size_t width = up_to(p->hidden, LANES), mlp = up_to(p->mlp, LANES);
+  size_t width = up_to(p->hidden, LANES), mlp = up_to(layer->mlp, LANES);
   int post = layer->attention_post_norm >= 0, aside = post || p->parallel;
 
   const Rows *in = prepare(s, fill_normed, blob + layer->attention_norm, s->rows, p->hidden,
@@ -311,7 +313,7 @@ static void block(Step *s, int l, int thread, int threads) {
   tick(s, thread, QUERY_KEY_VALUE);
   rotate(s, l, thread, threads);
   attention(s, l, thread, threads);
-  in = prepare(s, fill_mixed, NULL, s->rows, p->heads * p->dim, thread, threads);
+  in = prepare(s, fill_mixed, layer, s->rows, layer->heads * p->dim, thread, threads);
   product(&layer->out, blob, in, s->rows, aside ? s->aside[0] : s->x, width, !aside, 0, thread,
           threads);
   look_ahead(&layer->gate, blob, thread, threads);
@@ -322,11 +324,11 @@ static void block(Step *s, int l, int thread, int threads) {
   in = prepare(s, fill_normed, blob + layer->mlp_norm, s->rows, p->hidden, thread, threads);
   product(&layer->gate, blob, in, s->rows, s->gate, mlp, 0, 0, thread, threads);
   if (p->gated) product(&layer->up, blob, in, s->rows, s->up, mlp, 0, 0, thread, threads);
-  activate(s, thread, threads);
+  activate(s, l, thread, threads);
   look_ahead(&layer->down, blob, thread, threads);
   barrier(thread, threads);
   tick(s, thread, GATE_UP);
-  in = prepare(s, fill_activated, NULL, s->rows, p->mlp, thread, threads);
+  in = prepare(s, fill_activated, layer, s->rows, layer->mlp, thread, threads);
   product(&layer->down, blob, in, s->rows, !aside ? s->x : s->aside[p->parallel], width, !aside, 0,
           thread, threads);
   if (l + 1 < p->layers) look_ahead(&layer[1].query_key_value, s->blobs[l + 1], thread, threads);

@@ -10,6 +10,7 @@ typedef struct {
   // Byte offsets of float rows in the layer's blob; -1 where there is none. Norms: scale, bias.
   int32_t attention_norm, mlp_norm, attention_post_norm, mlp_post_norm, head_scale;
   int32_t window, rope;  // 0: sees everything; -1: no rotation
+  int32_t mlp, heads, kv_heads;  // the plan's are the largest of all layers'
 } Layer;
 
 typedef struct {
