@@ -30,6 +30,7 @@ flags.DEFINE_string("weights", None, "how weights are stored: float32, float16, 
 flags.DEFINE_integer("context", None, "tokens that a text may have; default 1024, or the model's")
 flags.DEFINE_string("eval_text", None, "text file that quality is measured on; default: the "
                     "project's own public-domain text")
+cli.define_calibration_flag()
 flags.DEFINE_string("verify", None, "an artifact to compare with its manifest")
 
 

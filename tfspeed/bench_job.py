@@ -9,7 +9,7 @@ import numpy as np
 from tfspeed import cli, engines, peers
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
-from tfspeed.main_job import check_writable, explicit, read_text, write_report
+from tfspeed.main_job import check_writable, explicit, read_calibration, read_text, write_report
 from tfspeed.measure import experiment, metrics, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.experiment import Candidate, Workload
@@ -32,7 +32,8 @@ def run(flags) -> int | None:
         engines.check(engine)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
-    text, threads, bar = read_text(flags.eval_text), set_threads(flags.threads), Progress()
+    text, calibration = read_text(flags.eval_text), read_calibration(flags)
+    threads, bar = set_threads(flags.threads), Progress()
     strategy = cli.make_strategy(flags.strategy)
     pythons = {name: peers.install(name, bar.say) for name in names}
 
@@ -46,7 +47,7 @@ def run(flags) -> int | None:
         for engine in wanted:
             with bar.task(f"loading and compiling {flags.model}, {engine}", None):
                 ours.append(experiment.prepare(flags.model, strategy, engine, workload, text,
-                                               others=ours))
+                                               others=ours, calibration=calibration))
         if names:
             start_peers(running, pythons, ours[0].model, threads, bar)
         interleave(ours, running, timed, tokens, bar)

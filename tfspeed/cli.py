@@ -121,6 +121,13 @@ def define_common_flags(output: str) -> None:
     flags.DEFINE_string("output", output, "where the rows are written", **shared)
     flags.DEFINE_string("eval_text", None, "text file for prompts and quality; default: the "
                         "project's own public-domain text", **shared)
+    define_calibration_flag()
+
+
+def define_calibration_flag() -> None:
+    flags.DEFINE_string("calibration", None, "text file that strategies calibrate and train on, "
+                        "never that of the evaluation; default: the project's own",
+                        module_name=sys.argv[0])
 
 
 def define_options(name: str, options: type) -> None:

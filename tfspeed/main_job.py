@@ -36,6 +36,7 @@ def run(flags) -> int | None:
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
+    calibration = read_calibration(flags)
     threads = set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
 
@@ -43,7 +44,7 @@ def run(flags) -> int | None:
     bandwidth = memory_bandwidth(threads)
     candidates: list[Candidate] = []
     try:
-        prepare_all(candidates, flags, strategy, workload, text, bar)
+        prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
@@ -64,7 +65,7 @@ def explicit(flags, name: str):
     return flags[name].value if flags[name].present else None
 
 
-def prepare_all(candidates, flags, strategy, workload, text, bar) -> None:
+def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -> None:
     """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same."""
     plain = flags.engine.partition(":")[0]  # the same engine, float32 weights
     plans = [(strategies.create("baseline"), "float32", plain)]
@@ -73,7 +74,7 @@ def prepare_all(candidates, flags, strategy, workload, text, bar) -> None:
     for plan, dtype, engine in plans:
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
-                flags.model, plan, engine, workload, text, dtype, candidates))
+                flags.model, plan, engine, workload, text, dtype, candidates, calibration))
 
 
 def time_all(candidates, bar) -> None:
@@ -108,13 +109,28 @@ def answer(engine, prompt: str, new_tokens: int | None, sampling: Sampling) -> N
     print("\n")
 
 
-def read_text(path: str | None) -> str:
-    """The evaluation text; the project's own where no path is given."""
+def read_text(path: str | None, flag: str = "eval_text") -> str:
+    """A text file; the project's own evaluation text where no path is given."""
     try:
         return Path(path or experiment.EVAL_TEXT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TfspeedError("--eval_text must be a readable UTF-8 text file.", eval_text=path,
+        raise TfspeedError(f"--{flag} must be a readable UTF-8 text file.", **{flag: path},
                            cause=str(error)) from error
+
+
+def read_calibration(flags) -> str | None:
+    """The text of `--calibration`, None where strategies shall use the project's own.
+
+    Raises:
+        TfspeedError: it is the text of the evaluation, which would flatter the result.
+    """
+    if flags.calibration is None:
+        return None
+    text = read_text(flags.calibration, "calibration")
+    if text.strip() == read_text(flags.eval_text).strip():
+        raise TfspeedError("--calibration must not be the text of the evaluation.",
+                           calibration=flags.calibration, hint="Give another file.")
+    return text
 
 
 def check_writable(path: str) -> None:

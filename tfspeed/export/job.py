@@ -11,7 +11,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.export import FORMATS, evidence, files, litertlm, manifest, saved_model, tflite, verify
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import packed
-from tfspeed.main_job import read_text
+from tfspeed.main_job import read_calibration, read_text
 from tfspeed.measure.experiment import text_windows
 from tfspeed.measure.progress import Progress
 from tfspeed.models.decoder import Decoder
@@ -39,7 +39,7 @@ def run(flags) -> int | None:
     check_weights(flags.format, weights)
     if flags.context is not None and flags.context < 2:
         raise TfspeedError("--context must be at least 2 tokens.", context=flags.context)
-    text = read_text(flags.eval_text)
+    text, calibration = read_text(flags.eval_text), read_calibration(flags)
     strategy = cli.make_strategy(flags.strategy)
     out = Path(flags.out).expanduser()
     files.check_folder(out, "out")
@@ -49,7 +49,7 @@ def run(flags) -> int | None:
         reference = load(flags.model)
         plain = reference if weights != "float16" or flags.format != "saved_model" else load(
             flags.model, "float16")
-        model = strategy.apply(plain)
+        model = strategy.apply(plain, calibration)
     path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
                   flags.strategy, strategy.report)
     print(f"{time.perf_counter() - start:.0f} s; to check it: python scripts/export.py "

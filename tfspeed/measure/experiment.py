@@ -76,18 +76,23 @@ class Candidate:
 
 
 def prepare(model, strategy, engine: str, workload: Workload, text: str,
-            dtype: str = "float32", others: Sequence[Candidate] = ()) -> Candidate:
+            dtype: str = "float32", others: Sequence[Candidate] = (),
+            calibration: str | None = None) -> Candidate:
     """Loads a model inside a strategy's scope, applies the strategy, compiles, warms up.
 
     `peak_rss_bytes` is what a process with this model alone would peak at: the process's memory
     without the models of `others`, plus the growth while this one was loaded and first run. (All
     models of a run lie in one process, so a plain maximum would count them all.)
+
+    Args:
+        text: prompts and quality are taken from it.
+        calibration: text that the strategy may learn from; None: the project's own.
     """
     runtime = others[0].runtime_rss_bytes if others else psutil.Process().memory_info().rss
     with PeakMemory() as memory:
         start = time.perf_counter()
         with strategy.scope():
-            loaded = strategy.apply(load(model, dtype))
+            loaded = strategy.apply(load(model, dtype), calibration)
         load_s = time.perf_counter() - start
         workload = workload.fitted(loaded)
         # Also what is used only later is looked at before the clock starts.

@@ -14,7 +14,10 @@ class DecoderModel(LanguageModel):
         config = decoder.config
         super().__init__(name, decoder, config.vocabulary_size, config.context_length,
                          tokenizer, source, notes)
-        self.config = config
+
+    @property
+    def config(self):
+        return self.keras_model.config
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32") -> "DecoderModel":

@@ -44,11 +44,14 @@ class LanguageModel:
         placement: where its functions run.
         notes: what a report must say about it, one sentence each.
         source: the file or folder that it came from, or None.
+        reload: loads it once more as it was, in float32, whatever strategies have done to it;
+            None where it was made in memory.
         pads: whether `prefill` takes rows padded on the left; if not, the prompts of a batch
             must have one length.
     """
 
     pads = True
+    reload = None
 
     def __init__(self, name: str, keras_model: keras.Model, vocabulary_size: int,
                  context_length: int, tokenizer=None, source=None, notes=()):

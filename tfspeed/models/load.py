@@ -96,6 +96,7 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
         loaded = _preset(name, dtype)
     if name in MODELS:
         loaded.name = name
+    loaded.reload = lambda: load(model)
     return loaded
 
 

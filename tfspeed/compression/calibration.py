@@ -1,0 +1,166 @@
+"""Calibration text read through a model, layer by layer: what each matrix sees."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tfspeed.compression.targets import Target
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.smooth import CALIBRATION_TEXT, normalized
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.language_model import LanguageModel
+
+_GRAM_BYTES = 1 << 28  # of Gram matrices kept at a time for a model that has no blocks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """What one layer has read.
+
+    Attributes:
+        gram: mean of `x xᵀ` over tokens, float32 `[in, in]`, each token's `x` scaled to RMS 1 (in
+            a language model the first token can be a hundred times as large as the others); None
+            where the layer's inputs are not observed (tables that are only looked up,
+            convolutions, products that share an axis with their input).
+        count: tokens seen.
+    """
+
+    target: Target
+    gram: np.ndarray | None
+    count: int
+
+
+def tokens(model: LanguageModel, data: str | None = None, windows: int = 24,
+           length: int = 256) -> np.ndarray:
+    """Calibration tokens, int32 `[windows, length]`: stretches spread evenly over the text.
+
+    Args:
+        data: text; None: the project's own (6,000 tokens). Never the text of the evaluation.
+
+    Raises:
+        TfspeedError: the text is shorter than one window.
+    """
+    length = min(length, model.context_length)
+    if model.tokenizer is None:
+        return np.random.default_rng(0).integers(0, model.vocabulary_size, (windows, length),
+                                                 np.int32)
+    if data is None:
+        data = CALIBRATION_TEXT.read_text(encoding="utf-8")
+    ids = np.asarray(model.tokenizer.encode(data), np.int32)
+    available = len(ids) // length
+    if available < 1:
+        raise TfspeedError("The calibration text is too short.", tokens=len(ids), needed=length,
+                           hint="Give a longer --calibration.")
+    chosen = np.linspace(0, available - 1, min(windows, available)).astype(int)
+    return ids[:available * length].reshape(available, length)[chosen]
+
+
+def stream(model: LanguageModel, targets: Sequence[Target], tokens: np.ndarray,
+           change: Callable[[list[Observed]], None]) -> None:
+    """Reads tokens `[windows, length]` and hands over the targets group by group.
+
+    A decoder goes block by block, and its head last; a block is changed before the next one reads,
+    so that later layers see what earlier ones became. Only one block's activations are kept.
+
+    Args:
+        change: may change the layers of its group.
+    """
+    if isinstance(model.keras_model, Decoder):
+        _by_block(model.keras_model, targets, tokens, change)
+    else:
+        _by_passes(model, targets, tokens, change)
+
+
+class _Watch:
+    """Sums up what layers read while it is entered."""
+
+    def __init__(self, targets: Sequence[Target]):
+        self.targets = [target for target in targets if target.plain]
+        self.sums = {id(t): np.zeros((t.shape[1], t.shape[1]), np.float32) for t in self.targets}
+        self.counts = dict.fromkeys(self.sums, 0)
+
+    def __enter__(self):
+        for target in self.targets:
+            target.layer.call = self._watched(target, target.layer.call)
+        return self
+
+    def __exit__(self, *error):
+        for target in self.targets:
+            target.layer.__dict__.pop("call")
+
+    def _watched(self, target, call):
+        def watched(x, *args, **kwargs):
+            self.add(target, target.rows(x))
+            return call(x, *args, **kwargs)
+
+        return watched
+
+    def add(self, target, rows: np.ndarray) -> None:
+        rows = normalized(rows)
+        self.sums[id(target)] += rows.T @ rows
+        self.counts[id(target)] += len(rows)
+
+    def observed(self, targets: Sequence[Target]) -> list[Observed]:
+        def of(target):
+            count = self.counts.get(id(target), 0)
+            return Observed(target, self.sums[id(target)] / count if count else None, count)
+
+        return [of(target) for target in targets]
+
+
+def _by_block(decoder: Decoder, targets, tokens, change) -> None:
+    groups: dict[str, list[Target]] = {}
+    for target in targets:
+        groups.setdefault(target.name.split("/")[0], []).append(target)
+
+    def streamed(block, call):
+        group = groups.pop(block.name, [])
+
+        def run(x, rope, bias, cache, index):
+            if group:
+                with _Watch(group) as watch:
+                    call(x, rope, bias, cache, index)
+                change(watch.observed(group))
+            out, _ = call(x, rope, bias, cache, index)
+            return out, cache  # not the filled one: nobody reads it again
+
+        return run
+
+    with contextlib.ExitStack() as undo:
+        for block in decoder.blocks:
+            block.call = streamed(block, block.call)
+            undo.callback(block.__dict__.pop, "call")
+        lengths = np.full(tokens.shape[0], tokens.shape[1], np.int32)
+        state = decoder.initial_state(*tokens.shape)
+        state["caches"] = state["caches"][:1] * len(decoder.blocks)  # each is read once: one does
+        hidden, _ = decoder.forward(tokens, lengths, state)
+    for group in groups.values():  # embedding, head
+        change([_head(decoder, target, hidden) for target in group])
+
+
+def _head(decoder: Decoder, target: Target, hidden) -> Observed:
+    """The table is the output layer as well where the two are tied."""
+    if target.layer is not (decoder.embedding if decoder.head is None else decoder.head):
+        return Observed(target, None, 0)
+    rows = normalized(target.rows(hidden))
+    return Observed(target, rows.T @ rows / len(rows), len(rows))
+
+
+def _by_passes(model: LanguageModel, targets, tokens, change) -> None:
+    """Several passes over the text where all Gram matrices at once would be large."""
+    waiting = list(targets)
+    while waiting:
+        group, size = [], 0
+        while waiting and (not group or size + _size(waiting[0]) <= _GRAM_BYTES):
+            group.append(waiting.pop(0))
+            size += _size(group[-1])
+        with _Watch(group) as watch:
+            for window in tokens if watch.targets else ():
+                model.score(window[None])
+        change(watch.observed(group))
+
+
+def _size(target: Target) -> int:
+    return 4 * target.shape[1] ** 2 if target.plain else 0

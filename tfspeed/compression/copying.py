@@ -1,0 +1,68 @@
+"""Copies of a model that share its memory: only what changes afterwards takes room of its own."""
+
+import copy
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+
+from tfspeed.errors import TfspeedError
+from tfspeed.models.language_model import LanguageModel
+
+# Keras's list of variables made in a StatelessScope; it has no public name (pinned: keras 3.15.1).
+_PENDING = "uninitialized_variables"
+
+
+def copied(model: LanguageModel) -> LanguageModel:
+    """The same model over new layers, whose variables read the original's memory.
+
+    Nothing may be assigned to a variable of the copy before it has been `renew`ed.
+    """
+    made = copy.copy(model)
+    made.keras_model = copied_keras(model.keras_model)
+    made.notes = list(model.notes)
+    return made
+
+
+def copied_keras(keras_model: keras.Model) -> keras.Model:
+    """See `copied`. The layers are built again from the model's config, without any memory.
+
+    Raises:
+        TfspeedError: the model cannot be built from its config.
+    """
+    pending = global_state.get_global_attribute(_PENDING, None)
+    before = list(pending or ())
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            made = type(keras_model).from_config(keras_model.get_config())
+            if not made.built and keras_model.built:
+                made.build_from_config(keras_model.get_build_config())
+    except Exception as error:
+        raise _no_config(keras_model, str(error).splitlines()[0][:200] if str(error)
+                         else type(error).__name__) from error
+    finally:
+        global_state.set_global_attribute(_PENDING, before)
+    old, new = keras_model.variables, made.variables
+    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
+        raise _no_config(keras_model, "its variables are not those of the original")
+    for mine, original in zip(new, old, strict=True):
+        mine._value, mine._initializer = original._value, None
+        mine.trainable = original.trainable
+    return made
+
+
+def renew(variable, array) -> None:
+    """Gives a variable of a copy memory and values of its own; the original keeps its."""
+    array = tf.cast(tf.convert_to_tensor(array), variable.dtype)
+    if tuple(array.shape) != tuple(variable.shape):
+        raise TfspeedError("A variable keeps its shape.", variable=variable.path,
+                           shape=tuple(variable.shape), new_shape=tuple(array.shape))
+    variable._initialize(array)
+
+
+def _no_config(keras_model, cause: str) -> TfspeedError:
+    return TfspeedError("This Keras model cannot be built again from its config, which changing "
+                        "it needs.", model=keras_model.name, type=type(keras_model).__name__,
+                        cause=cause,
+                        hint="Give its class `get_config` and `from_config`; `.keras` files need "
+                             "them as well.")
