@@ -134,7 +134,9 @@ def _by_block(decoder: Decoder, targets, tokens, change) -> None:
             undo.callback(block.__dict__.pop, "call")
         lengths = np.full(tokens.shape[0], tokens.shape[1], np.int32)
         state = decoder.initial_state(*tokens.shape)
-        state["caches"] = state["caches"][:1] * len(decoder.blocks)  # each is read once: one does
+        # Each is read once: one of a shape does.
+        shapes = {cache[0].shape: cache for cache in state["caches"]}
+        state["caches"] = [shapes[cache[0].shape] for cache in state["caches"]]
         hidden, _ = decoder.forward(tokens, lengths, state)
     for group in groups.values():  # embedding, head
         change([_head(decoder, target, hidden) for target in group])

@@ -4,13 +4,10 @@ import copy
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
 
 from tfspeed.errors import TfspeedError
+from tfspeed.models.conversion import unallocated
 from tfspeed.models.language_model import LanguageModel
-
-# Keras's list of variables made in a StatelessScope; it has no public name (pinned: keras 3.15.1).
-_PENDING = "uninitialized_variables"
 
 
 def copied(model: LanguageModel) -> LanguageModel:
@@ -30,18 +27,14 @@ def copied_keras(keras_model: keras.Model) -> keras.Model:
     Raises:
         TfspeedError: the model cannot be built from its config.
     """
-    pending = global_state.get_global_attribute(_PENDING, None)
-    before = list(pending or ())
     try:
-        with keras.StatelessScope(initialize_variables=False):
+        with unallocated():
             made = type(keras_model).from_config(keras_model.get_config())
             if not made.built and keras_model.built:
                 made.build_from_config(keras_model.get_build_config())
     except Exception as error:
         raise _no_config(keras_model, str(error).splitlines()[0][:200] if str(error)
                          else type(error).__name__) from error
-    finally:
-        global_state.set_global_attribute(_PENDING, before)
     old, new = keras_model.variables, made.variables
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
         raise _no_config(keras_model, "its variables are not those of the original")

@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 import keras
 import numpy as np
 
 from tfspeed.compression.copying import renew
 from tfspeed.errors import TfspeedError
+from tfspeed.models.conversion import Converted, named_layers
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 KINDS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding, *_CONVOLUTIONS)
@@ -92,7 +92,7 @@ def find(keras_model: keras.Model, pattern: str = "", kinds: tuple = KINDS) -> l
         raise TfspeedError("Layers are chosen by a regular expression.", pattern=pattern,
                            cause=str(error)) from error
     every = [_target(name, layer) for name, layer in named_layers(keras_model)
-             if isinstance(layer, kinds)]
+             if isinstance(layer, kinds) and not isinstance(layer, Converted)]
     found = [target for target in every if wanted.search(target.name)]
     if not found:
         known = sorted({re.sub(r"\d+", "0", target.name) for target in every})
@@ -100,26 +100,6 @@ def find(keras_model: keras.Model, pattern: str = "", kinds: tuple = KINDS) -> l
                            layers=known[:8] or "none that has a matrix",
                            hint="A pattern is a regular expression, found anywhere in the name.")
     return found
-
-
-def named_layers(keras_model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer below a model once, with its names from the model down, joined by `/`."""
-    seen, used = set(), set()
-
-    def below(layer, at):
-        for child in layer._layers:
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            name = f"{at}/{child.name}" if at else child.name
-            count, plain = 1, name
-            while name in used:
-                count, name = count + 1, f"{plain}_{count}"
-            used.add(name)
-            yield name, child
-            yield from below(child, name)
-
-    yield from below(keras_model, "")
 
 
 def _target(name: str, layer) -> Target:

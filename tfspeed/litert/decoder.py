@@ -221,6 +221,8 @@ class Lowering:
         return g.mul(x, g.unary("RSQRT", g.add(mean, self.config.norm_epsilon)))
 
     def _product(self, x, product: Product):
+        if product.first is not None:
+            x = self.graph.fully_connected(x, product.first, None)
         return self.graph.fully_connected(x, product.weight, product.bias)
 
     def _softcap(self, x, cap: float):

@@ -11,19 +11,30 @@ import keras
 import numpy as np
 
 from tfspeed.errors import TfspeedError
+from tfspeed.litert import dense
+from tfspeed.litert.dense import Dense, array, packed_matrix
 from tfspeed.litert.formats import Formats
-from tfspeed.litert.gptq import pack_int4
 from tfspeed.litert.smooth import factors, walk
-from tfspeed.litert.weights import Weight, fitting, pack
+from tfspeed.litert.weights import Weight, pack
 from tfspeed.models.decoder import MLP, Attention, Block, Decoder
+from tfspeed.models.packed import PackedEmbedding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product:
-    """A dense layer: a matrix `[out, in]` and perhaps a bias, float32 `[out]`."""
+    """A dense layer: a matrix `[out, in]` and perhaps a bias, float32 `[out]`.
+
+    `first`, `[rank, in]`, is what the input goes through before it where the layer is two thin
+    products; `weight` is `[out, rank]` then.
+    """
 
     weight: Weight
     bias: np.ndarray | None
+    first: Weight | None = None
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [self.weight] if self.first is None else [self.first, self.weight]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +70,9 @@ class PackedDecoder:
     @property
     def weights(self) -> list[Weight]:
         """Every matrix once."""
-        found = [self.embedding, *(p.weight for b in self.blocks
-                                   for p in (b.query_key_value, b.out, b.up, b.down))]
+        found = [self.embedding, *(w for b in self.blocks
+                                   for p in (b.query_key_value, b.out, b.up, b.down)
+                                   for w in p.weights)]
         if self.position_embedding is not None:
             found.append(self.position_embedding)
         if self.head.weight is not self.embedding:
@@ -73,7 +85,7 @@ class PackedDecoder:
         none of them."""
         products = [self.head, *(p for b in self.blocks
                                  for p in (b.query_key_value, b.out, b.up, b.down))]
-        return sum(product.weight.nbytes for product in products)
+        return sum(weight.nbytes for product in products for weight in product.weights)
 
 
 class Packer:
@@ -97,40 +109,63 @@ class Packer:
         else:
             hidden = walk(decoder, self.calibration,
                           lambda block, inputs: blocks.append(self._block(block, inputs)))
-        table, bias = np.array(_array(decoder.embedding.embeddings)), None
         final_norm = _norm(decoder.final_norm)
         scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
-        matrix = table
-        if decoder.head is not None:
-            matrix, bias = _dense(decoder.head)
-        if self.calibration is not None:
-            factor = factors(hidden, matrix)
-            final_norm /= factor
-            matrix *= factor
-            if matrix is table:  # tied: a row that is looked up must be what it was
-                scale /= factor
-            hidden /= factor
-        embedding = self._matrix("embedding", table)
         positions = None
         if c.positions == "learned":  # a row a token is read: nothing to win by fewer bits
-            positions = pack("position_embedding", _array(decoder.position_embedding.embeddings),
+            positions = pack("position_embedding", array(decoder.position_embedding.embeddings),
                              32)
-        if matrix is table and self.formats.of("head") == self.formats.of("embedding"):
-            head = embedding
+        if decoder.head is None:
+            embedding, head = self._tied(final_norm, scale, hidden)
         else:
-            head = self._matrix("head", matrix, hidden)
+            embedding = self._table(scale)
+            head = Dense(decoder.head)
+            if hidden is not None and head.floating:
+                factor = factors(hidden, head.reads)
+                final_norm /= factor
+                head.scale_inputs(factor)
+                hidden /= factor
+            head = self._product("head", head, hidden)
         return PackedDecoder(embedding, None if (scale == 1).all() else scale, positions,
-                             blocks, final_norm, Product(head, bias))
+                             blocks, final_norm, head)
+
+    def _tied(self, final_norm, scale, hidden) -> tuple[Weight, Product]:
+        """The embedding, and the head that is the same table; changes norm and scale in place."""
+        table = self._table(scale, floating=True)
+        if isinstance(table, Weight):  # a strategy has quantized it
+            return table, Product(table, None)
+        if hidden is not None:
+            factor = factors(hidden, table)
+            final_norm /= factor
+            table *= factor
+            scale /= factor  # a row that is looked up must be what it was
+            hidden /= factor
+        embedding = packed_matrix("embedding", table, self.formats)
+        if self.formats.of("head") == self.formats.of("embedding"):
+            return embedding, Product(embedding, None)
+        return embedding, Product(packed_matrix("head", table, self.formats, hidden), None)
+
+    def _table(self, scale, floating: bool = False):
+        """The embedding as a weight, or as float32 `[vocabulary, hidden]` where it may be."""
+        layer = self.decoder.embedding
+        if isinstance(layer, PackedEmbedding):
+            found = dense.integers(layer, "embedding")
+            if found is not None:
+                if layer.channel_scale is not None:
+                    scale *= array(layer.channel_scale)
+                return found
+        table = np.array(array(layer.embeddings))
+        return table if floating else packed_matrix("embedding", table, self.formats)
 
     def _check(self):
         for block in self.decoder.blocks:
             for layer, kind in ((block, Block), (block.attention, Attention), (block.mlp, MLP)):
                 if type(layer) is not kind:
                     raise _unsupported(layer)
-        dense = [layer for block in self.decoder.blocks for layer in (
+        layers = [layer for block in self.decoder.blocks for layer in (
             block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down)]
-        for layer in dense + [self.decoder.head] * (self.decoder.head is not None):
-            if (type(layer) is not keras.layers.Dense
+        for layer in layers + [self.decoder.head] * (self.decoder.head is not None):
+            if (type(layer) not in dense.KINDS
                     or layer.activation is not keras.activations.linear):
                 raise _unsupported(layer)
 
@@ -138,19 +173,18 @@ class Packer:
         c, attention, mlp = block.config, block.attention, block.mlp
         attention_norm = _norm(block.attention_norm)
         mlp_norm = None if block.mlp_norm is None else _norm(block.mlp_norm)
-        fused, out, up, down = (_dense(layer) for layer in (
+        fused, out, up, down = (Dense(layer) for layer in (
             attention.query_key_value, attention.out, mlp.up, mlp.down))
         if not c.qk_norm:  # where heads are normed afterwards, the scale waits for that
-            _scale_rows(fused, slice(0, c.num_heads * c.head_dim), c.query_scale)
+            fused.scale_outputs(slice(0, c.num_heads * c.head_dim), c.query_scale)
         inputs: list = [None] * 4
         if seen is not None:
             inputs = [seen[id(layer)] for layer in (
                 attention.query_key_value, attention.out, mlp.up, mlp.down)]
             self._smooth(c, inputs, attention_norm, mlp_norm, fused, out, up, down)
 
-        def product(name, dense, seen):
-            matrix, bias = dense
-            return Product(self._matrix(f"{block.name}/{name}", matrix, seen), bias)
+        def product(name, layer, seen):
+            return self._product(f"{block.name}/{name}", layer, seen)
 
         return PackedBlock(
             attention_norm, attention_norm if mlp_norm is None else mlp_norm,
@@ -166,63 +200,46 @@ class Packer:
         pairs = [(attention_norm, (0, fused), (2, up))] if mlp_norm is None else [
             (attention_norm, (0, fused)), (mlp_norm, (2, up))]
         for norm, *readers in pairs:
+            if not all(layer.floating for _, layer in readers):
+                continue  # integers already: their inputs stay what they are
             # All read the same normed values; where the norm is shared, both saw them.
-            factor = factors(inputs[readers[0][0]], *(matrix for _, (matrix, _) in readers))
+            factor = factors(inputs[readers[0][0]], *(layer.reads for _, layer in readers))
             norm /= factor
-            for i, (matrix, _) in readers:
-                matrix *= factor
+            for i, layer in readers:
+                layer.scale_inputs(factor)
                 inputs[i] /= factor
-        # Query heads that share a value head share its factors.
-        group = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-        single = np.log(factors(inputs[1], out[0])).reshape(group)
-        factor = np.exp(single.mean(1, keepdims=True))
-        rows = slice((c.num_heads + c.num_kv_heads) * c.head_dim, None)
-        _scale_rows(fused, rows, 1 / factor.reshape(-1, 1))
-        factor = np.broadcast_to(factor, group).reshape(-1)
-        out[0][...] *= factor
-        inputs[1] /= factor
-        if c.gated_mlp:  # a plain activation is not linear in its input
-            factor = factors(inputs[3], down[0])
-            down[0][...] *= factor
+        if fused.floating and out.floating:
+            # Query heads that share a value head share its factors.
+            group = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
+            single = np.log(factors(inputs[1], out.reads)).reshape(group)
+            factor = np.exp(single.mean(1, keepdims=True))
+            rows = slice((c.num_heads + c.num_kv_heads) * c.head_dim, None)
+            fused.scale_outputs(rows, 1 / factor.reshape(-1, 1))
+            factor = np.broadcast_to(factor, group).reshape(-1)
+            out.scale_inputs(factor)
+            inputs[1] /= factor
+        # A plain activation is not linear in its input.
+        if c.gated_mlp and up.floating and down.floating:
+            factor = factors(inputs[3], down.reads)
+            down.scale_inputs(factor)
             inputs[3] /= factor
-            _scale_rows(up, slice(c.mlp_dim, None), 1 / factor[:, None])
+            up.scale_outputs(slice(c.mlp_dim, None), 1 / factor[:, None])
 
     def _head_scale(self, attention: Attention) -> np.ndarray:
         c = attention.config
-        query = _array(attention.query_norm.scale) * c.query_scale
-        key = _array(attention.key_norm.scale)
+        query = array(attention.query_norm.scale) * c.query_scale
+        key = array(attention.key_norm.scale)
         return np.stack([query] * c.num_heads + [key] * c.num_kv_heads)[:, None]
 
-    def _matrix(self, name: str, matrix: np.ndarray, inputs=None) -> Weight:
-        bits, block = self.formats.of(name)
-        block = fitting(block, matrix.shape[1])
-        if bits == 4 and inputs is not None:
-            return pack_int4(name, matrix, block, inputs)
-        return pack(name, matrix, bits, block)
-
-
-def _dense(layer) -> tuple[np.ndarray, np.ndarray | None]:
-    """A matrix `[out, in]` and perhaps a bias `[out]`, both free to be changed."""
-    return (np.array(_array(layer.kernel).T, order="C"),
-            np.array(_array(layer.bias)) if layer.use_bias else None)
-
-
-def _scale_rows(dense, rows: slice, factor) -> None:
-    """Multiplies some outputs of a dense layer; `factor` is a scalar or `[rows, 1]`."""
-    matrix, bias = dense
-    matrix[rows] *= factor
-    if bias is not None:
-        bias[rows] *= np.reshape(factor, -1)
+    def _product(self, name: str, layer: Dense, inputs=None) -> Product:
+        *first, weight = layer.weights(name, self.formats, inputs)
+        return Product(weight, layer.bias, first[0] if first else None)
 
 
 def _norm(layer) -> np.ndarray:
     """Scale and bias, float32 `[2, dim]`."""
-    scale = _array(layer.scale)
-    return np.stack([scale, _array(layer.bias) if layer.kind == "layer" else 0 * scale])
-
-
-def _array(variable) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
+    scale = array(layer.scale)
+    return np.stack([scale, array(layer.bias) if layer.kind == "layer" else 0 * scale])
 
 
 def _unsupported(layer) -> TfspeedError:

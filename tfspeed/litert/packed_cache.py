@@ -27,7 +27,8 @@ from tfspeed.models.language_model import LanguageModel
 
 LIMIT = "TFSPEED_PACKED_CACHE_GB"
 _LIMIT_GB = 4.0
-_CODE = ("formats.py", "gptq.py", "pack.py", "packed_file.py", "smooth.py", "weights.py")
+_CODE = ("dense.py", "formats.py", "gptq.py", "pack.py", "packed_file.py", "smooth.py",
+         "weights.py")
 _ABANDONED_S = 3600  # a part that is older belongs to a process that was killed
 
 
@@ -69,7 +70,8 @@ def digest(decoder: Decoder, formats: Formats, calibration: np.ndarray) -> str:
     made = hashlib.sha256()
     for name in _CODE:
         made.update(Path(__file__).with_name(name).read_bytes())
-    made.update(repr((formats.spelled, decoder.config, calibration.shape)).encode())
+    converted = decoder.get_config().get("converted")
+    made.update(repr((formats.spelled, decoder.config, converted, calibration.shape)).encode())
     made.update(np.ascontiguousarray(calibration))
     with ThreadPoolExecutor(available_cores()) as pool:
         for part in pool.map(of_variable, decoder.weights):

@@ -11,10 +11,12 @@ import keras
 import numpy as np
 
 from tfspeed.errors import TfspeedError
+from tfspeed.litert.dense import integers
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.pack import Product
 from tfspeed.litert.weights import Weight, fitting, pack
+from tfspeed.models.packed import PackedEmbedding
 from tfspeed.models.recurrent import CELLS, Recurrent
 
 
@@ -41,9 +43,12 @@ def pack_recurrent(model: Recurrent, formats: Formats) -> PackedRecurrent:
         bits, block = formats.of(name)
         return pack(name, values, bits, fitting(block, values.shape[1]))
 
-    embedding = matrix("embedding", model.embedding.embeddings)
+    table = model.embedding
+    embedding = integers(table, "embedding") if isinstance(table, PackedEmbedding) else None
+    kept = embedding is not None  # in the integers that a strategy has made
+    embedding = embedding or matrix("embedding", table.embeddings)
     head = embedding
-    if formats.of("head") != formats.of("embedding"):
+    if not kept and formats.of("head") != formats.of("embedding"):
         head = matrix("head", model.embedding.embeddings)
     layers = []
     for layer in model.layers_:

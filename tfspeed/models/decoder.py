@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from tfspeed.models.config import DecoderConfig, RopeConfig
+from tfspeed.models.conversion import Convertible
 
 _ACTIVATIONS = {
     "silu": ops.silu,
@@ -213,7 +214,7 @@ class Block(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfspeed")
-class Decoder(keras.Model):
+class Decoder(Convertible, keras.Model):
     """The model. `call(tokens)` scores a whole text; `forward` continues one from a state.
 
     Args:
@@ -341,4 +342,7 @@ class Decoder(keras.Model):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        return cls(DecoderConfig.from_dict(config.pop("config")), **config)
+        converted = config.pop("converted", None)
+        made = cls(DecoderConfig.from_dict(config.pop("config")), **config)
+        made.take_over(converted)
+        return made

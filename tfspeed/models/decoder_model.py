@@ -36,7 +36,7 @@ class DecoderModel(LanguageModel):
 
     def step_bytes(self, batch, context):
         decoder, c = self.keras_model, self.config
-        looked_up = [] if decoder.head is None else [decoder.embedding.embeddings]
+        looked_up = [] if decoder.head is None else list(decoder.embedding.weights)
         if c.positions == "learned":
             looked_up.append(decoder.position_embedding.embeddings)
         weights = self.weights_bytes - sum(variable_bytes(v) for v in looked_up)

@@ -97,7 +97,9 @@ class LanguageModel:
 
     @property
     def parameters(self) -> int:
-        return sum(int(np.prod(v.shape)) for v in self.keras_model.weights)
+        layers = self.keras_model._flatten_layers()
+        return (sum(int(np.prod(v.shape)) for v in self.keras_model.weights)
+                + sum(getattr(layer, "uncounted_parameters", 0) for layer in layers))
 
     @property
     def weights_bytes(self) -> int:
@@ -105,12 +107,13 @@ class LanguageModel:
 
     @property
     def dtype(self) -> str:
-        """Type of the weights: that of most bytes."""
+        """Type of the weights: that of most bytes; four bits are kept two to a uint8."""
         sizes: dict[str, int] = {}
         for v in self.keras_model.weights:
             name = keras.backend.standardize_dtype(v.dtype)
             sizes[name] = sizes.get(name, 0) + variable_bytes(v)
-        return max(sizes, key=sizes.get) if sizes else "float32"
+        name = max(sizes, key=sizes.get) if sizes else "float32"
+        return "int4" if name == "uint8" else name
 
 
 def variable_bytes(variable) -> int:
