@@ -7,10 +7,15 @@ Source: GPTQ, arXiv:2210.17323 (lazy batches, Cholesky form; columns in their ow
 
 import numpy as np
 
+from tfspeed.compression.hessian import inverse_root
 from tfspeed.litert.smooth import normalized
-from tfspeed.litert.weights import Weight, four_bit_scales, packed_four_bits
-
-_DAMPING = 0.2  # share of the mean diagonal: the text is short, some directions are hardly seen
+from tfspeed.litert.weights import (
+    Weight,
+    eight_bit_scales,
+    four_bit_scales,
+    packed_eight_bits,
+    packed_four_bits,
+)
 
 
 def pack_int4(name: str, matrix: np.ndarray, block: int, inputs: np.ndarray) -> Weight:
@@ -19,32 +24,36 @@ def pack_int4(name: str, matrix: np.ndarray, block: int, inputs: np.ndarray) -> 
     Args:
         matrix: float32 `[out, in]`.
         block: values that share a scale, 0 for a whole row.
-        inputs: calibration inputs of the product, `[tokens, in]`.
+        inputs: calibration inputs of the product, `[tokens, in]`; each token counts as the others.
     """
-    width = block or matrix.shape[1]
-    root = _inverse_root(inputs)
+    x = normalized(inputs)
+    return compensated(name, matrix, 4, block, x.T @ x / len(x))
+
+
+def compensated(name: str, matrix: np.ndarray, bits: int, block: int,
+                gram: np.ndarray) -> Weight:
+    """As `weights.pack` with 4 or 8 bits, compensated.
+
+    Args:
+        gram: mean of `x xᵀ` over calibration tokens, `[in, in]`.
+    """
+    width, least, most = block or matrix.shape[1], -2 ** (bits - 1), 2 ** (bits - 1) - 1
+    root = inverse_root(gram)
     rest = np.ascontiguousarray(matrix.T, np.float32)  # columns of the matrix lie in one piece
     values = np.empty(rest.shape, np.int8)
     scales = np.empty((matrix.shape[0], matrix.shape[1] // width), np.float32)
     for start in range(0, len(rest), width):
         end = start + width
-        scale = four_bit_scales(np.ascontiguousarray(rest[start:end].T), in_blocks=bool(block))
+        part = np.ascontiguousarray(rest[start:end].T)
+        scale = eight_bit_scales(part) if bits == 8 else four_bit_scales(part, bool(block))
         scales[:, start // width] = scale
         errors = np.empty((width, matrix.shape[0]), np.float32)
         for column in range(start, end):
             row = rest[column]
-            values[column] = np.clip(np.rint(row / scale), -8, 7)
+            values[column] = np.clip(np.rint(row / scale), least, most)
             errors[column - start] = (row - values[column] * scale) / root[column, column]
             rest[column + 1:end] -= np.outer(root[column, column + 1:end], errors[column - start])
         rest[end:] -= root[start:end, end:].T @ errors
-    return packed_four_bits(name, np.ascontiguousarray(values.T), scales, block)
-
-
-def _inverse_root(inputs: np.ndarray) -> np.ndarray:
-    """Upper Cholesky factor of the inverse of `XᵀX`, float32 `[in, in]`, each token as large as
-    the others."""
-    x = normalized(inputs)
-    hessian = (x.T @ x).astype(np.float64)
-    diagonal = np.einsum("ii->i", hessian)
-    diagonal += _DAMPING * diagonal.mean() + 1e-12
-    return np.linalg.cholesky(np.linalg.inv(hessian)).T.astype(np.float32)
+    values = np.ascontiguousarray(values.T)
+    return (packed_eight_bits(name, values, scales) if bits == 8
+            else packed_four_bits(name, values, scales, block))

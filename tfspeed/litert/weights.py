@@ -80,12 +80,25 @@ def pack(name: str, matrix: np.ndarray, bits: int, block: int = 0) -> Weight:
                            block=block, hint="Use a smaller block, or 8 bits.")
     parts = np.ascontiguousarray(matrix, np.float32).reshape(-1, width)
     if bits == 8:
-        scales = np.maximum(np.abs(parts).max(-1), 1e-8) / 127
+        scales = eight_bit_scales(parts)
         values = np.rint(parts / scales[:, None]).astype(np.int8).reshape(shape)
-        return Weight(name, "INT8", shape, values, scales.astype(np.float32))
+        return packed_eight_bits(name, values, scales)
     scales = four_bit_scales(parts, in_blocks=bool(block))
     values = np.clip(np.rint(parts / scales[:, None]), -8, 7).astype(np.int8).reshape(shape)
     return packed_four_bits(name, values, scales.reshape(shape[0], -1), block)
+
+
+def packed_eight_bits(name: str, values: np.ndarray, scales: np.ndarray) -> Weight:
+    """Args:
+        values: int8 `[out, in]`.
+        scales: float32, one a row.
+    """
+    return Weight(name, "INT8", values.shape, values, scales.reshape(-1).astype(np.float32))
+
+
+def eight_bit_scales(rows: np.ndarray) -> np.ndarray:
+    """The scale of each row that clips nothing, float32."""
+    return np.maximum(np.abs(rows).max(-1), 1e-8) / 127
 
 
 def packed_four_bits(name: str, values: np.ndarray, scales: np.ndarray, block: int) -> Weight:
