@@ -107,6 +107,10 @@ def _layer(c: DecoderConfig, block: PackedBlock, blob: Blob, window: int, rope: 
     def whole(product, rows=slice(None)):
         return blob.matrix(product.weight, rows, product.bias)
 
+    for product in (block.query_key_value, block.out, block.up, block.down):
+        if product.first is not None:
+            raise TfspeedError("The fused engine has no low-rank layers yet.",
+                               layer=product.weight.name, hint="Use --engine=litert.")
     attention_norm = blob.add(block.attention_norm)
     shared_norm = block.mlp_norm is block.attention_norm
     gate = whole(block.up, slice(0, c.mlp_dim))
