@@ -9,9 +9,9 @@ import dataclasses
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.memory import huge_pages
 from tfspeed.litert.pack import PackedBlock, PackedDecoder
 from tfspeed.litert.panels import Blob, Matrix
+from tfspeed.memory import huge_pages
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes
 

@@ -7,7 +7,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.fused_plan import FusedPlan
 from tfspeed.litert.fused_runtime import FusedProgram
-from tfspeed.litert.memory import aligned
+from tfspeed.memory import aligned
 
 CONTROL = 8  # fields before the rows' first slots, see kernels/decoder.c
 _INDEX, _COUNT, _LOGITS, _TIME, _BATCH, _LENGTH, _CAPACITY, _END = range(8)

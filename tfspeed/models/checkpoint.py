@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tensorflow as tf
 
+from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
+from tfspeed.memory import aligned
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 
@@ -25,7 +28,8 @@ _FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up"
 class Checkpoint:
     """Weights on their way from a file into a `Decoder`.
 
-    `tensors` maps a name to a function that reads the tensor, so that only one is held twice.
+    `tensors` maps a name to a function that reads the tensor, so that few are held twice.
+    It may be called on any thread.
     """
 
     config: DecoderConfig
@@ -77,16 +81,14 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     variables, unused = named_variables(decoder), set(checkpoint.tensors)
     for name in variables:
         unused -= set(_sources(name, checkpoint.tensors))
-    with ThreadPoolExecutor(1) as pool:
-        # A matrix is turned round in memory while the next one is read.
-        turned: list = []
-        for name, variable in variables.items():
-            array = _array(checkpoint, name, tuple(variable.shape))
-            turned.append((variable, pool.submit(np.ascontiguousarray, array)))
-            if len(turned) > 2:
-                _fill(*turned.pop(0))
-        for variable, array in turned:
-            _fill(variable, array)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        def fill(name, variable):
+            return _filled(checkpoint, name, tuple(variable.shape), variable.dtype)
+
+        # In order, so that of several faults the first is told.
+        for variable, value in zip(variables.values(), pool.map(fill, variables,
+                                                                variables.values()), strict=True):
+            variable.assign(value)
     if unused:
         raise TfspeedError(
             f"{checkpoint.name} holds tensors that its config has no place for.",
@@ -95,25 +97,29 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     return decoder
 
 
-def _fill(variable, array) -> None:
-    variable.assign(array.result())
-
-
-def _array(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """What fills a variable of this name and shape."""
+def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str):
+    """What fills a variable of this name, shape and type."""
     sources = _sources(name, checkpoint.tensors)
     arrays = [_read(checkpoint, source) for source in sources]
     if len({a.shape[:-1] for a in arrays}) > 1:
         raise TfspeedError(
             f"Tensors of {checkpoint.name} that are used as one disagree in shape.",
             tensors=sources, shapes=[a.shape for a in arrays], hint="The file is damaged.")
-    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-    if array.shape != shape:
+    found = (*arrays[0].shape[:-1], sum(a.shape[-1] for a in arrays))
+    if found != shape:
         raise TfspeedError(
             f"Tensor {name} of {checkpoint.name} disagrees with the config.",
-            expected_shape=shape, shape=array.shape,
+            expected_shape=shape, shape=found,
             hint="The file is damaged, or its metadata belongs to another model.")
-    return array
+    value, at = aligned(shape, np.float32), 0
+    for array in arrays:
+        end = at + array.shape[-1]
+        value[..., at:end] = array
+        at = end
+    if dtype != "float32":
+        return value
+    # TensorFlow takes over the memory: the variable is never held twice, and lies on huge pages.
+    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
 def _sources(name: str, tensors) -> list[str]:

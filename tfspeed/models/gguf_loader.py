@@ -1,5 +1,7 @@
 """Reads a GGUF file into a `Checkpoint`: every quantized type that the `gguf` library knows."""
 
+import contextlib
+import gc
 import math
 import re
 import warnings
@@ -66,7 +68,7 @@ def load_gguf(path: str | Path) -> Checkpoint:
     _check_file(path)
     check_header(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_collection():
             warnings.simplefilter("ignore")  # numpy, on overflowing sizes of a damaged file
             reader = _Reader(path)
             metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -91,11 +93,26 @@ def load_gguf(path: str | Path) -> Checkpoint:
                 raise TfspeedError("Two tensors of the GGUF file are one of the model.",
                                    tensor=name, names=target)
             readers[target] = _reader(tensor, target, linear, config)
+    with _no_collection():
+        tokenizer = tokenizer_from_gguf(metadata)
     return Checkpoint(
         config, readers, name=_slug(metadata.get("general.name")) or path.stem,
-        tokenizer=tokenizer_from_gguf(metadata), source=str(path),
+        tokenizer=tokenizer, source=str(path),
         notes=pre_tokenizer_note(metadata),
         parameters=sum(math.prod(shape) for shape in shapes.values()))
+
+
+@contextlib.contextmanager
+def _no_collection():
+    """A vocabulary is a hundred thousand new objects: Python's collector would look through all of
+    TensorFlow's several times meanwhile, which takes longer than the rest."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_file(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Memory that is lent to LiteRT: on cache lines, and on huge pages where the kernel has them."""
+"""Memory that is lent to TensorFlow and LiteRT: on cache lines, and on huge pages where the kernel
+has them."""
 
 import mmap
 from collections.abc import Sequence
