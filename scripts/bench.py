@@ -5,6 +5,8 @@
     python scripts/bench.py --peers=llama_cpp --engines="fused:int8;fused:int4,head=int4"
 
 A peer is installed into .peers/<name> the first time and runs as a process of its own.
+
+Exit codes as those of run.py: 3 if one of our rows is over its gate. Peers have none.
 """
 
 import sys

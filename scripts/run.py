@@ -9,6 +9,9 @@
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
     python scripts/run.py --strategy=list                         every strategy in one line
     tensorboard --logdir logs                                     looks at the runs
+
+Exit codes: 0; 2 for a mistake in the flags or files; 3 if a row's perplexity rose by more than its
+gate allows (--max_perplexity_increase), all rows are written nevertheless; 130 after Ctrl-C.
 """
 
 import sys

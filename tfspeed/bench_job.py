@@ -9,10 +9,17 @@ import numpy as np
 from tfspeed import cli, engines, peers
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
-from tfspeed.main_job import check_writable, explicit, read_calibration, read_text, write_report
-from tfspeed.measure import experiment, metrics, tensorboard
+from tfspeed.main_job import (
+    check_writable,
+    evaluation,
+    explicit,
+    read_calibration,
+    read_text,
+    write_report,
+)
+from tfspeed.measure import experiment, gate, metrics, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
-from tfspeed.measure.experiment import Candidate, Workload
+from tfspeed.measure.experiment import Candidate, Evaluation, Workload
 from tfspeed.measure.progress import Progress
 from tfspeed.models.hf_writer import save_hf_folder
 
@@ -27,6 +34,7 @@ def run(flags) -> int | None:
         raise TfspeedError(f"--peers must be among {', '.join(peers.PEERS)}.", peers=flags.peers)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
+    settings = evaluation(flags)
     wanted = split_engines(flags.engines)
     for engine in wanted:
         engines.check(engine)
@@ -43,6 +51,7 @@ def run(flags) -> int | None:
     tokens: dict[str, list] = {}
     quality: dict[str, dict] = {}
     running: dict[str, peers.PeerProcess] = {}
+    rows: list[dict] = []
     try:
         for engine in wanted:
             with bar.task(f"loading and compiling {flags.model}, {engine}", None):
@@ -51,16 +60,16 @@ def run(flags) -> int | None:
         if names:
             start_peers(running, pythons, ours[0].model, threads, bar)
         interleave(ours, running, timed, tokens, bar)
-        evaluate(ours, running, quality, tokens, text, bar)
+        evaluate(ours, running, quality, tokens, text, bar, settings)
     except KeyboardInterrupt:
         bar.say(experiment.interrupted(ours))
         return cli.INTERRUPTED
     finally:
         for process in running.values():
             process.close()
-        write_report(all_rows(ours, running, timed, tokens, quality, threads, bandwidth),
-                     flags)
-    return None
+        rows += all_rows(ours, running, timed, tokens, quality, threads, bandwidth)
+        write_report(rows, flags)
+    return cli.GATE_FAILED if gate.failed(rows) else None
 
 
 def split_engines(names: str) -> list[str]:
@@ -90,14 +99,15 @@ def start_peers(running, pythons, model, threads, bar) -> None:
                 running[process.name] = process
 
 
-def evaluate(ours, running, quality, tokens, text, bar) -> None:
-    """Quality of all, ours and theirs, against our float32 model, and its greedy tokens."""
+def evaluate(ours, running, quality, tokens, text, bar, settings: Evaluation) -> None:
+    """Quality of all, ours and theirs, against our float32 model, and its greedy tokens. The gate
+    is for our rows: a peer's is measured, not judged."""
     reference = engines.create("xla", ours[0].model)
     with bar.task("tokens of the float32 model", None):
         tokens[_REFERENCE] = np.stack(list(reference.generate(
             ours[0].prompts, ours[0].workload.new_tokens)), axis=1)
-    experiment.evaluate(ours, text, bar, reference.score)
-    windows, note = experiment.text_windows(ours[0].model, text)
+    experiment.evaluate(ours, text, bar, settings, reference.score)
+    windows, note = experiment.text_windows(ours[0].model, text, settings.eval_tokens)
     for name, process in running.items():
         loss = None if note else process.loss(windows.tolist())
         if loss is not None:

@@ -12,12 +12,13 @@ from tfspeed.errors import TfspeedError
 from tfspeed.quiet import captured_stderr
 
 USER_ERROR = 2
+GATE_FAILED = 3  # a row lost more quality than its gate allows
 INTERRUPTED = 130
 
 
 def main(run: Callable[[], int | None], doc: str) -> None:
-    """Makes the strategies' flags, parses all, calls `run`, exits: 0, its own code, 2 for a user's
-    mistake, 130 for Ctrl-C.
+    """Makes the strategies' flags, parses all, calls `run`, exits: 0, its own code (3 where a row
+    is over its gate), 2 for a user's mistake, 130 for Ctrl-C.
 
     Args:
         doc: the script's docstring, printed by `--help` above the flags.
@@ -121,6 +122,14 @@ def define_common_flags(output: str) -> None:
     flags.DEFINE_string("output", output, "where the rows are written", **shared)
     flags.DEFINE_string("eval_text", None, "text file for prompts and quality; default: the "
                         "project's own public-domain text", **shared)
+    flags.DEFINE_integer("eval_tokens", 4096, "tokens of that text that quality is measured on, "
+                         "in windows of 256; 0: the whole file", **shared)
+    flags.DEFINE_integer("task_questions", 20, "multiple-choice questions (HellaSwag) that are "
+                         "asked, up to 100; 0: none", **shared)
+    flags.DEFINE_float("max_perplexity_increase", None, "the gate: how much perplexity may rise "
+                       "over the float32 model's, a fraction: 0.03 is +3 %; inf: no gate; default: "
+                       "what was done to the weights decides, 0.01 for int8, 16 bits, 0.03 for "
+                       "int4, 0.1 for pruning and the like, else 0.001", **shared)
     define_calibration_flag()
 
 

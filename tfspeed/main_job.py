@@ -1,6 +1,7 @@
 """The main job, behind `scripts/run.py`: load, wrap, measure beside the baseline, report."""
 
 import os
+import textwrap
 from pathlib import Path
 
 import rich.console
@@ -10,18 +11,17 @@ from tfspeed import cli, engines
 from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import experiment, profile, report, tensorboard
+from tfspeed.measure import experiment, gate, profile, report, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.environment import environment
-from tfspeed.measure.experiment import Candidate, Workload
+from tfspeed.measure.experiment import Candidate, Evaluation, Workload
 from tfspeed.measure.progress import Progress
 
 
 def run(flags) -> int | None:
     """Does what the flags of `scripts/run.py` say; returns an exit code."""
     if flags.strategy == "list":
-        for name, line in strategies.describe().items():
-            print(f"{name:<12} {line}")
+        list_strategies()
         return None
     # Everything that can be wrong is looked at before anything slow starts.
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.seed)
@@ -29,6 +29,7 @@ def run(flags) -> int | None:
         raise TfspeedError("--prompt must hold some text.", prompt=flags.prompt)
     workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"),
                         flags.batch, flags.repetitions)
+    settings = evaluation(flags)
     engines.check(flags.engine)
     engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
@@ -43,6 +44,7 @@ def run(flags) -> int | None:
     bar = Progress()
     bandwidth = memory_bandwidth(threads)
     candidates: list[Candidate] = []
+    rows: list[dict] = []
     try:
         prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
         if flags.prompt is not None:
@@ -50,14 +52,29 @@ def run(flags) -> int | None:
         time_all(candidates, bar)
         if flags.profile:
             experiment.profile(candidates, bar)
-        experiment.evaluate(candidates, text, bar)
+        experiment.evaluate(candidates, text, bar, settings)
     except KeyboardInterrupt:
         bar.say(experiment.interrupted(candidates))
         return cli.INTERRUPTED
     finally:
         # Also after an error or Ctrl-C: nothing that was measured is lost.
-        write_report(experiment.rows(candidates, threads, bandwidth), flags)
-    return None
+        rows += experiment.rows(candidates, threads, bandwidth)
+        write_report(rows, flags)
+    return cli.GATE_FAILED if gate.failed(rows) else None
+
+
+def list_strategies() -> None:
+    """Prints every strategy's line, wrapped to 80 columns."""
+    lines = strategies.describe()
+    width = max(map(len, lines)) + 1
+    for name, line in lines.items():
+        print(textwrap.fill(line, 80, initial_indent=f"{name:<{width}}",
+                            subsequent_indent=" " * width))
+
+
+def evaluation(flags) -> Evaluation:
+    """How quality is measured, and where the gate is."""
+    return Evaluation(flags.eval_tokens, flags.task_questions, flags.max_perplexity_increase)
 
 
 def explicit(flags, name: str):

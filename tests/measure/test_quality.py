@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.measure.quality import compare, text_windows
+from tfspeed.measure.quality import compare, interval, text_windows
 
 WINDOWS = np.random.default_rng(0).integers(0, 10, (3, 8)).astype(np.int32)
 
@@ -44,6 +44,39 @@ def test_a_worse_model_shows():
     rng = np.random.default_rng(1)
     sharp = constant(rng.dirichlet(np.ones(10)))
     assert compare(sharp, UNIFORM, WINDOWS)["kl_divergence"] > 0
+
+
+def test_the_interval_of_identical_models_is_nothing():
+    assert compare(UNIFORM, UNIFORM, WINDOWS)["perplexity_delta_interval"] == {"low": 0, "high": 0}
+    # The same weights through another function: rounding alone.
+    found = compare(UNIFORM, constant([0.1] * 10), WINDOWS)["perplexity_delta_interval"]
+    assert found["low"] <= 0 <= found["high"]
+    assert abs(found["high"]) < 1e-6
+
+
+def test_the_interval_holds_the_true_change_as_often_as_it_says():
+    # 4096 tokens whose differences hang together over some ten neighbours; the truth is +1 %.
+    rng, inside, widths = np.random.default_rng(2), 0, []
+    for _ in range(200):
+        noise = np.convolve(rng.normal(0, 0.1, 4105), np.ones(10) / np.sqrt(10), "valid")
+        found = interval(np.log(1.01) + noise, draws=400)
+        inside += found["low"] <= 0.01 <= found["high"]
+        widths.append(found["high"] - found["low"])
+    assert 176 <= inside < 200  # 190 expected, less what blocks of finite length cost
+    # Drawn token by token, neighbours taken for strangers, it would be a third of this.
+    alone = 2 * 1.96 * 0.1 / np.sqrt(4096)
+    assert np.mean(widths) > 2 * alone
+
+
+def test_a_short_text_has_an_interval_too():
+    found = interval(np.full(7, 0.5))
+    assert found == {"low": pytest.approx(np.exp(0.5) - 1), "high": pytest.approx(np.exp(0.5) - 1)}
+
+
+def test_a_model_that_says_nan_shows_it():
+    found = compare(UNIFORM, lambda tokens: UNIFORM(tokens) * np.nan, WINDOWS)
+    assert np.isnan(found["perplexity"])
+    assert np.isnan(found["perplexity_delta"])
 
 
 def test_windows_are_contiguous_and_do_not_overlap():

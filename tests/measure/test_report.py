@@ -22,10 +22,14 @@ def row(strategy="baseline", **extra):
         "load_s": 1.5, "compile_s": 2.5, **latency(timings, 1, 16),
         **roofline(40_000_000, 0.03, 1, 10.0), "peak_rss_bytes": 123_000_000,
         "read_bandwidth_gb_per_s": 10.0, "perplexity": 12.5, "perplexity_delta": 0.031,
-        "kl_divergence": 0.02, "top1_agreement": 0.97, "notes": ["a note"], **extra}
+        "perplexity_delta_interval": {"low": -0.004, "high": 0.0671},
+        "kl_divergence": 0.02, "top1_agreement": 0.97, "evaluated_tokens": 4080,
+        "task_accuracy": 0.4, "task_accuracy_interval": {"low": 0.2188, "high": 0.6134},
+        "task_agreement": 0.95, "task_questions": 20, "notes": ["a note"], **extra}
 
 
 ROWS = [row(), row("mirrored", same_tokens=False, dtype="bfloat16",
+                   gate={"limit": 0.03, "passed": False},
                    speedup={"tpot": {"ratio": 1.5, "low": 1.4, "high": 1.6}})]
 
 
@@ -39,10 +43,28 @@ def shown(rows, width):
 def test_the_table_is_legible_in_80_columns():
     text = shown(ROWS, 80)
     for cell in ("mirrored bfloat16", "1.50x (1.40–1.60)", "12.50 (+3.10 %)", "97.0 %", "no",
-                 "200.0 ±0%", "mirrored bfloat16: a note", "reads 10.0 GB/s"):
+                 "200.0 ±0%", "reads 10.0 GB/s", "-0.40 to +6.71 %", "FAILED (+3 %)",
+                 "40 % (22–61)", "on 4080 tokens and 20 questions"):
         assert cell in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_note_of_all_rows_is_said_once():
+    rows = [row(), row("mirrored", notes=["a note", "its own [a-z]"])]
+    text = shown(rows, 80)
+    assert text.count("a note") == 1
+    assert "baseline: a note" not in text
+    assert "mirrored: its own [a-z]" in text  # rich would take [a-z] for markup
+    assert "baseline: a note" in shown(rows[:1], 80)
+
+
+def test_microseconds_are_not_zero():
+    small = row(engine="litert:int8,block_[a-z]=int4")
+    small["tpot_s"] = {"median": 12.3e-6, "cv": 0.0, "samples": [12.3e-6, 12.3e-6]}
+    text = shown([small], 80)
+    assert "0.012 ±0%" in text
+    assert "block_[a-z]=int4" in text
 
 
 def test_missing_values_show_a_dash():
@@ -57,6 +79,7 @@ def test_markdown_holds_the_same_cells():
     text = report.markdown(ROWS)
     assert "| mirrored bfloat16 | xla |" in text
     assert "1.50x (1.40–1.60)" in text
+    assert "| **FAILED** (+3 %) |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines[:4]} == {lines[0].count("|")}
 
@@ -92,6 +115,11 @@ def test_tensorboard_shows_the_run(tmp_path):
     assert {"latency/ttft_s", "latency/tpot_s", "latency/itl_s", "quality/perplexity",
             "throughput/decode_tokens_per_s", "limit/roofline_fraction", "table",
             } <= tags
+    for tag, expected in (("quality/perplexity_delta_high", 0.0671), ("quality/gate_passed", 0.0),
+                          ("quality/max_perplexity_increase", 0.03),
+                          ("quality/task_accuracy", 0.4), ("quality/task_accuracy_low", 0.2188)):
+        value, = events.Tensors(tag)
+        assert tf.make_ndarray(value.tensor_proto) == pytest.approx(expected)
     value, = events.Tensors("quality/perplexity")
     assert tf.make_ndarray(value.tensor_proto) == 12.5
     histogram, = events.Tensors("latency/itl_s")

@@ -86,7 +86,8 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
             write(beside, model, form, weights, context, bar)
             found = prove(beside, model, reference, form, context, windows, bar)
             if note:  # random tokens have no perplexity worth the name
-                for name in ("perplexity", "perplexity_delta", "baseline_perplexity"):
+                for name in ("perplexity", "perplexity_delta", "baseline_perplexity",
+                             "perplexity_delta_interval"):
                     found["quality"].pop(name)
             # The files have their last names before they are listed, and lie there last.
             listed = renamed(files.listing(beside), beside.name, target.name)

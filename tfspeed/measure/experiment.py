@@ -11,8 +11,9 @@ import psutil
 
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
+from tfspeed.engines.base import bucket
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import metrics, quality
+from tfspeed.measure import gate, metrics, quality, tasks
 from tfspeed.measure import profile as profiles
 from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress
@@ -21,7 +22,9 @@ from tfspeed.models.load import load
 
 EVAL_TEXT = Path(__file__).parents[1] / "data" / "eval_text.txt"
 _DEFAULT_TOKENS = 128
-_WINDOW, _WINDOWS = 256, 16  # 4096 tokens of text: seconds, and ±1 % of perplexity or so
+_WINDOW = 256
+EVAL_TOKENS = 4096  # of the evaluation text, by default: seconds
+TASK_QUESTIONS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,30 @@ class Workload:
         return fitted
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What quality is measured on, and where a row fails. Bad values raise TfspeedError.
+
+    Attributes:
+        eval_tokens: of the evaluation text, in whole windows of 256; 0: all that it has.
+        task_questions: of the small task, see `tasks`; 0: none.
+        max_perplexity_increase: a fraction; None: what the strategy and the engine declare.
+    """
+
+    eval_tokens: int = EVAL_TOKENS
+    task_questions: int = TASK_QUESTIONS
+    max_perplexity_increase: float | None = None
+
+    def __post_init__(self):
+        if self.eval_tokens < 0 or self.eval_tokens == 1:  # one token predicts nothing
+            raise TfspeedError("--eval_tokens must be at least 2, or 0 for the whole text.",
+                               eval_tokens=self.eval_tokens)
+        if self.task_questions < 0:
+            raise TfspeedError("--task_questions must be 0 or more.",
+                               task_questions=self.task_questions)
+        gate.check_limit(self.max_perplexity_increase)
+
+
 @dataclasses.dataclass
 class Candidate:
     """One model made ready by `prepare`, and what has been measured of it so far."""
@@ -64,10 +91,12 @@ class Candidate:
     peak_rss_bytes: int
     runtime_rss_bytes: int
     notes: list[str]
+    max_perplexity_increase: float = gate.EXACT
     timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
     tokens: np.ndarray | None = None
     steady: bool = True  # whether every timed generation gave these tokens
     quality: dict = dataclasses.field(default_factory=dict)
+    gate: dict = dataclasses.field(default_factory=dict)
     profile: dict | None = None
 
     @property
@@ -95,6 +124,7 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
             loaded = strategy.apply(load(model, dtype), calibration)
         load_s = time.perf_counter() - start
         workload = workload.fitted(loaded)
+        check_memory(loaded, workload, in_place=engine.partition(":")[0] in ("litert", "fused"))
         # Also what is used only later is looked at before the clock starts.
         prompts = measured_prompts(loaded, workload, text)
         text_windows(loaded, text)
@@ -110,7 +140,28 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
     return Candidate(strategy.name, made, workload, prompts, load_s,
                      compile_s=compile_s,
                      peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
-                     runtime_rss_bytes=runtime, notes=notes)
+                     runtime_rss_bytes=runtime, notes=notes,
+                     max_perplexity_increase=gate.limit(strategy, engine, dtype))
+
+
+def check_memory(model: LanguageModel, workload: Workload, in_place: bool) -> None:
+    """Refuses a workload whose state and logits alone are more than the memory that is left.
+
+    Args:
+        in_place: whether the engine keeps one state; others hold the old one and the new.
+    """
+    if default_device().startswith("GPU"):
+        return
+    batch = workload.batch
+    context = bucket(workload.prompt_tokens + workload.new_tokens)
+    state = model.step_bytes(batch, context) - model.step_bytes(batch, 0)
+    needed = state * (1 if in_place else 2) + 4 * batch * model.vocabulary_size
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise TfspeedError(
+            "A batch of this size does not fit in memory: its caches and logits alone are larger.",
+            batch=batch, needed_gb=round(needed / 1e9, 1), available_gb=round(free / 1e9, 1),
+            hint="Use a smaller --batch, --prompt_tokens or --new_tokens.")
 
 
 def measured_prompts(model: LanguageModel, workload: Workload,
@@ -170,20 +221,66 @@ def interrupted(candidates: Sequence[Candidate]) -> str:
     return "Interrupted before anything was measured."
 
 
-def evaluate(candidates: list[Candidate], text: str, bar: Progress, reference=None) -> None:
-    """Fills in the quality of every candidate against the first, the float32 baseline, or against
-    another `score` function."""
+def evaluate(candidates: list[Candidate], text: str, bar: Progress,
+             settings: Evaluation | None = None, reference=None) -> None:
+    """Fills in the quality and the gate of every candidate against the first, the float32
+    baseline, or against another `score` function."""
+    settings = settings or Evaluation()
     reference = reference or candidates[0].engine.score
-    windows, note = text_windows(candidates[0].model, text)
-    for candidate in candidates:
-        with bar.task(f"quality of {candidate.strategy}", len(windows)) as advance:
-            candidate.quality = quality.compare(
-                reference, candidate.engine.score, windows,
-                progress=advance)
+    model = candidates[0].model
+    windows, note = text_windows(model, text, settings.eval_tokens)
+    questions, task_note = task_questions(model, settings.task_questions)
+    compared = [quality.Comparison() for _ in candidates]
+    answers: list[list[int]] = [[] for _ in candidates]
+    base_answers = []
+    with bar.task("quality", len(windows) + len(questions)) as advance:
+        start = time.perf_counter()
+        for number, window in enumerate(windows):
+            logits = reference(window[None])
+            for candidate, comparison in zip(candidates, compared, strict=True):
+                score = candidate.engine.score
+                comparison.add(window, logits,
+                               logits if score == reference else score(window[None]))
+            advance()
+            if number == 1:  # the first one compiles
+                tokens = windows[2:].size + sum(question.rows.size for question in questions)
+                _say_estimate(bar, (time.perf_counter() - start) / window.size * tokens)
+            start = time.perf_counter()
+        for question in questions:
+            base_answers.append(question.answer(reference))
+            for candidate, given in zip(candidates, answers, strict=True):
+                score = candidate.engine.score
+                given.append(base_answers[-1] if score == reference else question.answer(score))
+            advance()
+    right = [question.question.answer for question in questions]
+    for candidate, comparison, given in zip(candidates, compared, answers, strict=True):
+        found = comparison.result()
         if note:
-            candidate.quality.pop("perplexity", None)
-            candidate.quality.pop("perplexity_delta", None)
-            candidate.notes.append(note)
+            for name in ("perplexity", "perplexity_delta", "perplexity_delta_interval"):
+                found.pop(name)
+        limit = settings.max_perplexity_increase
+        limit = candidate.max_perplexity_increase if limit is None else limit
+        if candidate.engine.score != reference:  # which would be compared with itself
+            candidate.gate = gate.judge(found, limit)
+        candidate.quality = found | tasks.result(right, given, base_answers)
+        candidate.notes += [*gate.notes(found, candidate.gate), *filter(None, (note, task_note))]
+
+
+def _say_estimate(bar: Progress, seconds: float) -> None:
+    if seconds > 60:
+        bar.say(f"Quality will take about {seconds / 60:.1f} minutes.")
+
+
+def task_questions(model: LanguageModel, count: int) -> tuple[list[tasks.Encoded], str]:
+    """The questions of the task in a model's tokens; where there are none, a note says why."""
+    if not count or model.tokenizer is None:
+        return [], ""
+    questions = tasks.load(count)
+    if not questions:
+        return [], tasks.MISSING
+    fitting = tasks.encoded(questions, model.tokenizer, model.context_length)
+    return fitting, "" if fitting else (
+        f"No task score: no question fits in a context of {model.context_length} tokens.")
 
 
 def profile(candidates: list[Candidate], bar: Progress) -> None:
@@ -195,17 +292,20 @@ def profile(candidates: list[Candidate], bar: Progress) -> None:
                                                  engine.profile_source)
 
 
-def text_windows(model: LanguageModel, text: str):
-    length = min(_WINDOW, model.context_length)
+def text_windows(model: LanguageModel, text: str, tokens: int = EVAL_TOKENS):
+    """int32 `[n, length]` of the text's first `tokens` (0: of all), and what is to be noted."""
+    length = min(_WINDOW, model.context_length, tokens or _WINDOW)
+    count = max(1, tokens // length) if tokens else len(text)  # more than there are
     if model.tokenizer is None:
-        ids = np.random.default_rng(1).integers(0, model.vocabulary_size, _WINDOWS * length)
-        return (quality.text_windows(ids, length, _WINDOWS // 4),
-                "No tokenizer: quality is measured on random tokens, without perplexity.")
+        few = min(count, EVAL_TOKENS // _WINDOW // 4)
+        ids = np.random.default_rng(1).integers(0, model.vocabulary_size, few * length)
+        return (quality.text_windows(ids, length, few), "No tokenizer: quality is measured on "
+                "random tokens, without perplexity and its gate.")
     ids = np.asarray(model.tokenizer.encode(text, add_bos=False), np.int32)
     if not model.tokenizer.add_bos:
-        return quality.text_windows(ids, length, _WINDOWS), ""
+        return quality.text_windows(ids, length, count), ""
     # A model that is used to a first token is lost without it: each window gets its own.
-    windows = quality.text_windows(ids, length - 1, _WINDOWS)
+    windows = quality.text_windows(ids, length - 1, count)
     first = np.full((len(windows), 1), model.tokenizer.bos_id, np.int32)
     return np.concatenate([first, windows], axis=1), ""
 
@@ -245,6 +345,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}
     row |= candidate.quality
+    if candidate.gate:
+        row["gate"] = candidate.gate
     if candidate is not baseline and baseline.timings:
         row["same_tokens"] = bool(candidate.steady and baseline.steady and np.array_equal(
             candidate.tokens, baseline.tokens))

@@ -32,6 +32,17 @@ DEFINITIONS = {
                           "reads",
     "perplexity": "exp of the mean negative log-likelihood of the evaluation text, per token",
     "perplexity_delta": "perplexity / that of the float32 baseline - 1; 0.01 is +1 %",
+    "perplexity_delta_interval": "the 95 % bootstrap interval of perplexity_delta, {low, high}: "
+                                 "blocks of 64 tokens are drawn, of baseline and candidate alike",
+    "baseline_perplexity": "that of the float32 baseline on the same text",
+    "evaluated_tokens": "how many next tokens of the text quality was measured on",
+    "gate": "whether perplexity_delta is at most `limit`, {limit, passed}: "
+            "--max_perplexity_increase, or the limit of what was done to the weights",
+    "task_accuracy": "share of questions (HellaSwag, the shortest of a hundred) whose right ending "
+                     "has the highest log-likelihood per byte of the four",
+    "task_accuracy_interval": "its 95 % interval by Wilson's formula, {low, high}",
+    "task_agreement": "share of these questions that candidate and baseline answer alike",
+    "task_questions": "how many questions were asked",
     "kl_divergence": "mean KL(baseline || candidate) of the next-token distributions, in nats",
     "top1_agreement": "share of positions where both find the same token likeliest",
     "same_tokens": "whether the greedy tokens of every timed generation equal the baseline's",

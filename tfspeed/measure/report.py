@@ -6,6 +6,7 @@ from pathlib import Path
 
 import rich.box
 import rich.table
+from rich.text import Text
 
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import NOISY, finite
@@ -43,7 +44,9 @@ def _latency(name):
             return _NONE
         mark = "~" if value["cv"] > NOISY else ""
         spread = f"±{value['cv'] * 100:.0f}%" if len(value["samples"]) > 1 else "(one sample)"
-        return f"{mark}{value['median'] * 1e3:.1f} {spread}"
+        median = value["median"] * 1e3
+        # A small model's step takes microseconds: two digits of them, never 0.0.
+        return f"{mark}{median:.{1 if median >= 1 else 3}f} {spread}"
     return show
 
 
@@ -73,6 +76,25 @@ def _perplexity(row):
     return f"{value:.2f}" + ("" if delta is None else f" ({delta * 100:+.2f} %)")
 
 
+def _perplexity_interval(row):
+    value = row.get("perplexity_delta_interval")
+    return f"{value['low'] * 100:+.2f} to {value['high'] * 100:+.2f} %" if value else _NONE
+
+
+def _gate(row):
+    verdict = row.get("gate")
+    if not verdict:
+        return _NONE
+    return ("passed" if verdict["passed"] else "FAILED") + f" (+{verdict['limit'] * 100:g} %)"
+
+
+def _task(row):
+    value, interval = row.get("task_accuracy"), row.get("task_accuracy_interval")
+    if value is None:
+        return _NONE
+    return f"{value * 100:.0f} % ({interval['low'] * 100:.0f}–{interval['high'] * 100:.0f})"
+
+
 _SPEED = {
     "engine": lambda row: row["engine"],
     "TTFT ms": _latency("ttft_s"), "TPOT ms": _latency("tpot_s"),
@@ -82,8 +104,10 @@ _SPEED = {
     "of limit": _number("roofline_fraction", "{:.0f} %", 100),
 }
 _QUALITY = {
-    "perplexity": _perplexity, "KL": _number("kl_divergence", "{:.2g}"),
-    "top-1": _number("top1_agreement", "{:.1f} %", 100), "same tokens": _same,
+    "perplexity": _perplexity, "95 % interval": _perplexity_interval, "gate": _gate,
+    "KL": _number("kl_divergence", "{:.2g}"),
+    "top-1": _number("top1_agreement", "{:.1f} %", 100), "task accuracy": _task,
+    "same tokens": _same,
     "weights MB": _number("weights_bytes", "{:.0f}", 1e-6),
     "peak MB": _number("peak_rss_bytes", "{:.0f}", 1e-6),
     "load s": _number("load_s"), "compile s": _number("compile_s"),
@@ -110,19 +134,25 @@ def tables(rows: list[dict]) -> list:
     """
     if not rows:
         return []
-    return [*(_table(rows[i:i + _ABREAST]) for i in range(0, len(rows), _ABREAST)), *_notes(rows)]
+    return [*(_table(rows[i:i + _ABREAST]) for i in range(0, len(rows), _ABREAST)),
+            *map(Text, _notes(rows))]
 
 
 def _table(rows: list[dict]) -> rich.table.Table:
     table = rich.table.Table("", title=title(rows[0]), title_justify="left", title_style="bold",
                              box=rich.box.SIMPLE_HEAD)
     for row in rows:
-        table.add_column(label(row), justify="right")
+        table.add_column(Text(label(row)), justify="right")
     for columns in (_SPEED, _QUALITY):
         for name, show in columns.items():
-            table.add_row(name, *(show(row) for row in rows))
+            table.add_row(name, *(_cell(show(row)) for row in rows))
         table.add_section()
     return table
+
+
+def _cell(text: str) -> Text:
+    """Not as a string: rich would take the brackets of an engine's pattern for its own markup."""
+    return Text(text, style="bold red" if text.startswith("FAILED") else "")
 
 
 def markdown(rows: list[dict]) -> str:
@@ -131,17 +161,27 @@ def markdown(rows: list[dict]) -> str:
     for columns in (_SPEED, _QUALITY):
         lines += ["| strategy | " + " | ".join(columns) + " |",
                   "|---|" + "---:|" * len(columns)]
-        lines += [f"| {label(row)} | " + " | ".join(show(row) for show in columns.values()) + " |"
-                  for row in rows]
+        lines += [f"| {label(row)} | " + " | ".join(_bold(show(row)) for show in columns.values())
+                  + " |" for row in rows]
         lines.append("")
     return "\n".join(lines + [f"- {note}" for note in _notes(rows)])
 
 
+def _bold(text: str) -> str:
+    return text.replace("FAILED", "**FAILED**")
+
+
 def _notes(rows: list[dict]) -> list[str]:
-    notes = {f"{label(row)}: {note}" for row in rows for note in row.get("notes", ())}
+    shared = set.intersection(*(set(row.get("notes", ())) for row in rows))
+    notes = {f"{label(row)}: {note}" for row in rows for note in row.get("notes", ())
+             if note not in shared or len(rows) == 1} | (shared if len(rows) > 1 else set())
     if any(row.get("noisy") for row in rows):
         notes.add("~ noisy: the coefficient of variation is over 5 %; run again on a quiet machine "
                   "or with more --repetitions.")
+    tokens, questions = rows[-1].get("evaluated_tokens"), rows[-1].get("task_questions")
+    if tokens:
+        notes.add(f"quality: on {tokens} tokens" + (
+            f" and {questions} questions" if questions else "") + "; intervals are of 95 %.")
     bandwidth = rows[0].get("read_bandwidth_gb_per_s")
     if bandwidth:
         notes.add(f"limit: this machine reads {bandwidth:.1f} GB/s with {rows[0]['threads']} "

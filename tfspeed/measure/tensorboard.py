@@ -15,6 +15,7 @@ _SCALARS = {
     "limit/roofline_fraction": "roofline_fraction",
     "quality/perplexity": "perplexity", "quality/perplexity_delta": "perplexity_delta",
     "quality/kl_divergence": "kl_divergence", "quality/top1_agreement": "top1_agreement",
+    "quality/task_accuracy": "task_accuracy", "quality/task_agreement": "task_agreement",
     "memory/weights_bytes": "weights_bytes", "memory/peak_rss_bytes": "peak_rss_bytes",
     "start/load_s": "load_s", "start/compile_s": "compile_s",
 }
@@ -62,6 +63,12 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 value = value["median"] if isinstance(value, dict) else value
                 if value is not None:
                     tf.summary.scalar(tag, value)
+            for name in ("perplexity_delta", "task_accuracy"):
+                for end, value in row.get(f"{name}_interval", {}).items():
+                    tf.summary.scalar(f"quality/{name}_{end}", value)
+            if row.get("gate"):
+                tf.summary.scalar("quality/max_perplexity_increase", row["gate"]["limit"])
+                tf.summary.scalar("quality/gate_passed", int(row["gate"]["passed"]))
             if row.get("itl_s"):
                 tf.summary.histogram("latency/itl_s", row["itl_s"]["samples"])
             tf.summary.text("table", report.markdown([row]))
