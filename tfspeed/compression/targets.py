@@ -102,6 +102,26 @@ def find(keras_model: keras.Model, pattern: str = "", kinds: tuple = KINDS) -> l
     return found
 
 
+def inner(model, pattern: str = "") -> list[Target]:
+    """`find`; without a pattern all but embeddings and the head of a `LanguageModel`.
+
+    Raises:
+        TfspeedError: see `find`, or nothing is left.
+    """
+    found = find(model.keras_model, pattern)
+    if pattern:
+        return found
+    every = found
+    if found[-1].shape[0] == model.vocabulary_size:
+        found = found[:-1]
+    found = [target for target in found if not isinstance(target.layer, keras.layers.Embedding)]
+    if not found:
+        raise TfspeedError("The model has no layer but embeddings and a head.",
+                           layers=[target.name for target in every],
+                           hint="Name those that are meant with the option `targets`.")
+    return found
+
+
 def _target(name: str, layer) -> Target:
     if isinstance(layer, keras.layers.Embedding):
         return Target(name, layer, (0, 1), 1, False)
