@@ -99,9 +99,11 @@ def start_peers(running, pythons, model, threads, bar) -> None:
                 running[process.name] = process
 
 
-def evaluate(ours, running, quality, tokens, text, bar, settings: Evaluation) -> None:
+def evaluate(ours, running, quality, tokens, text, bar,
+             settings: Evaluation | None = None) -> None:
     """Quality of all, ours and theirs, against our float32 model, and its greedy tokens. The gate
     is for our rows: a peer's is measured, not judged."""
+    settings = settings or Evaluation()
     reference = engines.create("xla", ours[0].model)
     with bar.task("tokens of the float32 model", None):
         tokens[_REFERENCE] = np.stack(list(reference.generate(

