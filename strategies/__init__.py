@@ -13,6 +13,7 @@ from tfspeed.errors import TfspeedError
 # Modules are imported only when their strategy is asked for.
 STRATEGIES = {
     "baseline": "strategies.baseline:Baseline",
+    "distill": "strategies.distill:Distill",
     "mirrored": "strategies.mirrored:Mirrored",
 }
 

@@ -1,0 +1,150 @@
+"""Recovery: a changed model learns the original's distributions again, in minutes (distillation).
+
+What changes: the values of the weights, by a short training. The teacher is the model as it was
+loaded; the loss is KL(teacher ‖ student) over the next tokens of a text, mixed with cross-entropy
+where asked for. `full` trains all float32 weights; `lora` adapters on every Dense, which are merged
+at the end, with norms, biases and thin products. Weights that are packed integers stay; zeros of a
+pruned matrix stay zero. Runs on every replica of `mirrored`, to the same result.
+Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
+`--strategy=prune_structured+distill`.
+When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand
+tokens do not show, and the project's own calibration text (6,000 tokens) is read over and over:
+give a text by `--calibration`, or `--distill_data=self`.
+What it costs: by default (40,000 tokens) five to ten minutes for 135 M parameters on 2 cores.
+Memory in full: the teacher, the student, its gradients, twice its size for Adam; lora: little over
+the two models. A checkpoint is three times the weights while it runs, once afterwards; it stays,
+and the same command takes the trained weights from it.
+Exact: no. See BUILD.md for perplexities before and after.
+Source: arXiv:1503.02531 (distillation), arXiv:2106.09685 (LoRA), arXiv:2305.17888 (data=self).
+"""
+
+import dataclasses
+
+import numpy as np
+
+import tfspeed
+from strategies.base import Strategy
+from tfspeed.compression import copying
+from tfspeed.errors import TfspeedError
+from tfspeed.measure import gate
+from tfspeed.training import TrainOptions, text, train
+from tfspeed.training.learning import every
+
+_SPARSE = 0.01  # a matrix with a larger share of zeros was pruned
+
+
+def _option(default, help_text):
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    tokens: int = _option(40_000, "how many are read")
+    learning_rate: float = _option(0.0, "its peak; 0: a default for full or lora")
+    trainable: str = _option("full", "full, or lora: adapters, merged at the end")
+    rank: int = _option(16, "of the adapters")
+    length: int = _option(256, "tokens of a window")
+    batch: int = _option(4, "windows a step")
+    data: str = _option("text", "text: that of --calibration; self: what the teacher writes")
+    temperature: float = _option(1.0, "softens the distributions that are compared")
+    cross_entropy: float = _option(0.0, "share of the loss on the text itself, 0 to 1")
+    teacher: str = _option("", "the model to learn from; default: the one of --model, as loaded")
+    checkpoint: str = _option("", "folder that an interrupted run goes on from")
+    seed: int = _option(0, "of the order of the text, and of what the teacher writes")
+
+
+class Distill(Strategy):
+    name = "distill"
+    Options = Options
+
+    def __init__(self, options=None):
+        super().__init__(options)
+        o = self.options
+        if o.data not in text.SOURCES:
+            raise TfspeedError(f"distill_data must be one of {', '.join(text.SOURCES)}.",
+                               distill_data=o.data)
+        if o.length < 2:
+            raise TfspeedError("distill_length must be at least 2.", distill_length=o.length)
+        if not 0 <= o.seed < 2**31:
+            raise TfspeedError("distill_seed must lie in [0, 2**31).", distill_seed=o.seed)
+        known = {field.name for field in dataclasses.fields(TrainOptions)}
+        self._training = TrainOptions(**{name: value for name, value in vars(o).items()
+                                         if name in known})
+        self._lines: list[str] = []
+
+    @property
+    def max_perplexity_increase(self):
+        return gate.INT8  # what it follows says its own
+
+    def apply(self, model, data=None):
+        student, teacher = copying.copied(model), self._teacher(model)
+        o = self.options
+        if o.data == "self":
+            windows = text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint)
+        else:
+            windows = text.windows(model, data, o.tokens, o.length)
+        masks = _masks(student)
+        if masks and o.trainable == "lora":
+            raise TfspeedError("Merged adapters would fill the zeros of a pruned model.",
+                               distill_trainable=o.trainable, hint="Use distill_trainable=full.")
+        result = train(student, teacher, windows, self._training,
+                       (lambda step: _hold(masks)) if masks else None)
+        self._tell(student, windows, result, len(masks))
+        return student
+
+    def _teacher(self, model):
+        if self.options.teacher:
+            teacher = tfspeed.load(self.options.teacher)
+        elif model.reload is not None:
+            teacher = model.reload()
+        else:
+            raise TfspeedError("There is no original to learn from: this model was made in memory.",
+                               model=model.name, hint="Give --distill_teacher=MODEL.")
+        if teacher.vocabulary_size != model.vocabulary_size:
+            raise TfspeedError("Teacher and student need one vocabulary.",
+                               teacher=teacher.vocabulary_size, student=model.vocabulary_size)
+        return teacher
+
+    def report(self):
+        return self._lines
+
+    def _tell(self, student, windows, result, held) -> None:
+        o, new = self.options, result["tokens"]
+        spent = (f"{new} tokens in {result['seconds']:.0f} s ({new / result['seconds']:.0f} "
+                 "tokens/s)" if new else "nothing was left to do")
+        what = "all float32 weights" if o.trainable == "full" else \
+            f"adapters of rank {o.rank}, norms and biases"
+        self._lines = [
+            f"Trained {what} ({result['trained'] / 1e6:.2f} M) at a peak rate of "
+            f"{self._training.peak:g}: {spent}.",
+            f"Loss {result['loss_first']:.4f} → {result['loss_last']:.4f} over {result['steps']} "
+            f"steps of {o.batch} windows of {windows.shape[1]} tokens."]
+        rounds = o.tokens / windows.size
+        if rounds > 1.5:
+            self._lines.append(f"The text has {windows.size} tokens: it was read {rounds:.1f} "
+                               "times. A longer --calibration generalizes better.")
+        if held:
+            self._lines.append(f"{held} pruned matrices kept their zeros.")
+        kept = student.parameters - sum(int(np.prod(v.shape)) for v in every(student.keras_model))
+        if kept:
+            self._lines.append(f"{kept / 1e6:.2f} M values were left as they are: packed, or not "
+                               "float32.")
+        if o.checkpoint:
+            self._lines.append(f"The trained weights stay in {o.checkpoint}: the same command "
+                               "takes them from there.")
+
+
+def _masks(student) -> list:
+    """Pairs of a pruned matrix's variable and where it is not zero."""
+    pairs = []
+    for variable in every(student.keras_model):
+        if len(variable.shape) > 1:
+            mask = variable.numpy() != 0
+            if 1 - mask.mean() > _SPARSE:
+                pairs.append((variable, mask))
+    return pairs
+
+
+def _hold(masks) -> None:
+    for variable, mask in masks:
+        variable.assign(variable.numpy() * mask)

@@ -1,0 +1,123 @@
+"""Recovery as a strategy: teachers, texts, compositions, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import strategies
+from strategies.distill import Distill, Options
+from tests.conftest import tiny_decoder
+from tests.training.test_loop import damaged, weights
+from tfspeed.errors import TfspeedError
+from tfspeed.training import text
+
+SMALL = Options(tokens=480, length=12, learning_rate=3e-3)
+
+
+def loaded(teacher=tiny_decoder):
+    """A damaged model that knows where it came from."""
+    student = damaged(teacher())
+    student.reload = teacher
+    return student
+
+
+def distance(model, teacher):
+    """KL divergence between their next tokens, on random text."""
+    tokens = np.random.default_rng(5).integers(0, 64, (4, 24), np.int32)
+    p, q = (tf.nn.log_softmax(m.score(tf.constant(tokens))) for m in (teacher, model))
+    return float(tf.reduce_mean(tf.reduce_sum(tf.exp(p) * (p - q), -1)))
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"trainable": "lora", "rank": 4, "learning_rate": 1e-2}, {"data": "self"},
+    {"temperature": 2.0, "cross_entropy": 0.05}])
+def test_it_comes_closer_to_the_original(changes):
+    model = loaded()
+    before = weights(model)
+    strategy = Distill(dataclasses.replace(SMALL, **changes))
+    made = strategy.apply(model)
+    assert distance(made, tiny_decoder()) < 0.8 * distance(model, tiny_decoder())
+    for was, now in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(was, now)
+    report = " ".join(strategy.report())
+    assert "480 tokens" in report
+    assert ("rank 4" in report) == (changes.get("trainable") == "lora")
+
+
+def test_it_composes_with_mirrored():
+    options = {"distill": SMALL}
+    alone = strategies.create("distill", options).apply(loaded())
+    for names in ("distill+mirrored", "mirrored+distill"):
+        strategy = strategies.create(names, options)
+        with strategy.scope():
+            made = strategy.apply(loaded())
+            for a, b in zip(weights(alone), weights(made), strict=True):
+                np.testing.assert_allclose(a, b, atol=3e-4)
+        assert len(made.placement.devices) > 1
+
+
+def test_zeros_of_a_pruned_matrix_stay():
+    model = loaded()
+    kernel = model.keras_model.blocks[1].mlp.up.kernel
+    mask = np.random.default_rng(3).random(kernel.shape) < 0.5
+    kernel.assign(kernel.numpy() * mask)
+    made = Distill(SMALL).apply(model).keras_model.blocks[1].mlp.up.kernel.numpy()
+    assert not made[~mask].any()
+    assert np.abs(made - kernel.numpy()).max() > 0
+    with pytest.raises(TfspeedError, match="zeros"):
+        Distill(dataclasses.replace(SMALL, trainable="lora", rank=2)).apply(model)
+
+
+def test_a_second_command_takes_the_trained_weights(tmp_path):
+    options = dataclasses.replace(SMALL, checkpoint=str(tmp_path), data="self")
+    first = Distill(options)
+    made = first.apply(loaded())
+    second = Distill(options)
+    again = second.apply(loaded())
+    for a, b in zip(weights(made), weights(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "nothing was left to do" in second.report()[0]
+    with pytest.raises(TfspeedError, match="another run"):
+        Distill(dataclasses.replace(options, learning_rate=1e-4)).apply(loaded())
+
+
+def test_what_the_teacher_writes():
+    teacher = tiny_decoder()
+    made = text.written(teacher, 100, 10, seed=3)
+    assert made.shape == (10, 10)
+    assert made.dtype == np.int32
+    assert ((made >= 0) & (made < 64)).all()
+    assert len(np.unique(made, axis=0)) == 10
+    np.testing.assert_array_equal(made, text.written(teacher, 100, 10, seed=3))
+    likely = float(tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
+        made[:, 1:], teacher.score(tf.constant(made))[:, :-1])))
+    assert likely < np.log(64)  # likelier than any text
+
+
+def test_a_model_without_an_original_is_refused():
+    with pytest.raises(TfspeedError, match="distill_teacher=MODEL"):
+        Distill(SMALL).apply(tiny_decoder())
+    other = loaded(lambda: tiny_decoder(vocabulary_size=32))
+    other.reload = tiny_decoder
+    with pytest.raises(TfspeedError, match="vocabulary"):
+        Distill(SMALL).apply(other)
+
+
+@pytest.mark.parametrize("bad", [{"tokens": 0}, {"data": "web"}, {"length": 1}, {"rank": 0},
+                                 {"batch": -1}, {"trainable": "none"}, {"seed": -1}])
+def test_bad_options_are_refused_before_anything_is_loaded(bad):
+    with pytest.raises(TfspeedError, match=next(iter(bad))):
+        Distill(Options(**bad))
+
+
+def test_text_shorter_than_a_window_is_refused():
+    class Letters:
+        def encode(self, data):
+            return [ord(c) % 64 for c in data]
+
+    model = loaded()
+    model.tokenizer = Letters()
+    with pytest.raises(TfspeedError, match="too short"):
+        Distill(SMALL).apply(model, "short")

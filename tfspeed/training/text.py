@@ -1,0 +1,78 @@
+"""What the student reads: calibration text, or text that the teacher writes itself."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tfspeed import engines
+from tfspeed.compression import calibration
+from tfspeed.engines.sampling import Sampling
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.progress import Progress
+from tfspeed.models.language_model import LanguageModel
+from tfspeed.training.checkpoint import digest
+
+SOURCES = ("text", "self")
+_ROWS = 16  # written at a time: more tokens a second, the memory of their caches
+
+
+def windows(model: LanguageModel, data: str | None, budget: int, length: int) -> np.ndarray:
+    """int32 `[windows, length]` of the text, as many as a budget of tokens can read once.
+
+    Raises TfspeedError: the text is shorter than one window.
+    """
+    return calibration.tokens(model, data, max(1, budget // length), length)
+
+
+def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
+            folder: str = "") -> np.ndarray:
+    """int32 `[windows, length]`, each continued by the teacher from a random first token: its own
+    distribution, without any data (arXiv:2305.17888).
+
+    Args:
+        folder: where it is kept, and looked for; "": nowhere.
+    """
+    count, length = max(1, budget // length), min(length, teacher.context_length)
+    path = _kept(teacher, count, length, seed, folder)
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return np.load(path, allow_pickle=False)
+    first = np.random.default_rng(seed).integers(0, teacher.vocabulary_size, count)
+    engine, rows = engines.create("xla", teacher), min(_ROWS, count)
+    parts, bar = [], Progress()
+    with bar.task("the teacher writes", -(-count // rows) * (length - 1)) as advance:
+        for start in range(0, count, rows):
+            some = np.resize(first[start:start + rows], rows)
+            tokens = [some]
+            for token in engine.generate([[int(t)] for t in some], length - 1,
+                                         Sampling(1.0, seed=(seed + start) % 2**31)):
+                tokens.append(np.asarray(token))
+                advance()
+            parts.append(np.stack(tokens, axis=1))
+    made = np.concatenate(parts)[:count].astype(np.int32)
+    if path is not None:
+        _keep(path, made)
+    return made
+
+
+def _kept(teacher, count, length, seed, folder) -> Path | None:
+    if not folder:
+        return None
+    of = digest([np.asarray(v.numpy()) for v in teacher.keras_model.weights])
+    return Path(folder) / f"written-{of[:16]}-{count}x{length}-{seed}.npy"
+
+
+def _keep(path: Path, made: np.ndarray) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            np.save(file, made)
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise TfspeedError("The checkpoint's folder must be writable.", checkpoint=str(path.parent),
+                           cause=error.strerror) from error
