@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.pack import PackedBlock, PackedDecoder
+from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
 from tfspeed.litert.panels import Blob, Matrix
 from tfspeed.memory import huge_pages
 from tfspeed.models.config import DecoderConfig
@@ -22,7 +22,9 @@ _INT, _FLOAT = ctypes.c_int32, ctypes.c_float
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [*((name, Matrix) for name in ("query_key_value", "out", "gate", "up", "down")),
+    _fields_ = [*((name, Matrix) for name in (
+                    "query_key_value", "out", "gate", "up", "down", "query_key_value_first",
+                    "out_first", "gate_up_first", "down_first")),
                 *((name, _INT) for name in ("attention_norm", "mlp_norm", "attention_post_norm",
                                             "mlp_post_norm", "head_scale", "window", "rope",
                                             "mlp", "heads", "kv_heads"))]
@@ -38,9 +40,9 @@ class _Plan(ctypes.Structure):
         *((name, _INT) for name in (
             "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary", "rotary",
             "layer_norm", "activation", "gated", "positions", "parallel", "half_cache",
-            "context")),
+            "context", "rank")),
         *((name, _FLOAT) for name in ("epsilon", "attention_softcap", "logit_softcap")),
-        ("embedding", Matrix), ("head", Matrix),
+        ("embedding", Matrix), ("head", Matrix), ("head_first", Matrix),
         *((name, _INT) for name in ("embedding_scale", "position_embedding", "final_norm",
                                     "slopes")),
         ("ropes", _Rope * 2)]
@@ -75,9 +77,10 @@ def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool) -> Fuse
         rotary=c.rotary_dim if c.positions == "rope" else 0, layer_norm=c.norm == "layer",
         activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
         positions=_POSITIONS[c.positions], parallel=c.parallel_residual, half_cache=half_cache,
-        context=c.context_length, epsilon=c.norm_epsilon,
+        context=c.context_length, rank=_rank(packed), epsilon=c.norm_epsilon,
         attention_softcap=c.attention_softcap, logit_softcap=c.logit_softcap,
-        embedding=embedding, head=head, embedding_scale=shared.add(packed.embedding_scale),
+        embedding=embedding, head=head, head_first=_first(packed.head, shared),
+        embedding_scale=shared.add(packed.embedding_scale),
         position_embedding=shared.add(None if positions is None else positions.data),
         final_norm=shared.add(packed.final_norm),
         slopes=shared.add(alibi_slopes(c.num_heads) * np.float32(c.query_scale)))
@@ -103,21 +106,31 @@ def _rope(c, rope, shared) -> _Rope:
                  shared.add(rope.inverse_frequencies(c.rotary_dim)), shared.add(long))
 
 
+def _rank(packed: PackedDecoder) -> int:
+    """The largest of all products that are two thin ones."""
+    products = [packed.head, *(p for b in packed.blocks
+                               for p in (b.query_key_value, b.out, b.up, b.down))]
+    return max(0 if p.first is None else p.first.shape[0] for p in products)
+
+
+def _first(product: Product, blob: Blob) -> Matrix:
+    """What a product reads through; no rows where it is a single one."""
+    return Matrix() if product.first is None else blob.matrix(product.first)
+
+
 def _layer(c: DecoderConfig, block: PackedBlock, blob: Blob, window: int, rope: int) -> _Layer:
     def whole(product, rows=slice(None)):
         return blob.matrix(product.weight, rows, product.bias)
 
-    for product in (block.query_key_value, block.out, block.up, block.down):
-        if product.first is not None:
-            raise TfspeedError("The fused engine has no low-rank layers yet.",
-                               layer=product.weight.name, hint="Use --engine=litert.")
     attention_norm = blob.add(block.attention_norm)
     shared_norm = block.mlp_norm is block.attention_norm
     gate = whole(block.up, slice(0, c.mlp_dim))
     return _Layer(
         query_key_value=whole(block.query_key_value), out=whole(block.out), gate=gate,
         up=whole(block.up, slice(c.mlp_dim, None)) if c.gated_mlp else gate,
-        down=whole(block.down), attention_norm=attention_norm,
+        down=whole(block.down), query_key_value_first=_first(block.query_key_value, blob),
+        out_first=_first(block.out, blob), gate_up_first=_first(block.up, blob),
+        down_first=_first(block.down, blob), attention_norm=attention_norm,
         mlp_norm=attention_norm if shared_norm else blob.add(block.mlp_norm),
         attention_post_norm=blob.add(block.attention_post_norm),
         mlp_post_norm=blob.add(block.mlp_post_norm), head_scale=blob.add(block.head_scale),

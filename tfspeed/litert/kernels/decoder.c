@@ -27,7 +27,7 @@ typedef struct {
   float *logits;
   int batch, length, capacity, all_logits, count, rows;  // rows = batch · count
   // Scratch.
-  float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores;
+  float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores, *thin;
   float *angles[2];  // [rows, 2, rotary / 2]: cos, sin
   Rows shares, own[MAX_THREADS];
   double *seconds;
@@ -78,8 +78,8 @@ typedef void (*Fill)(const Step *, const void *, int, float *);
 static const Rows *prepare(Step *s, Fill fill, const void *what, int rows, int width, int thread,
                            int threads) {
   Rows *in = rows == 1 ? &s->own[thread] : &s->shares;
-  in->width = up_to(width, BLOCK);
   if (rows > 1) barrier(thread, threads);  // the last product may still be reading it
+  in->width = up_to(width, BLOCK);
   int from = 0, to = rows;
   if (rows > 1) share(rows, thread, threads, &from, &to);
   for (int m = from; m < to; m++) {
@@ -112,6 +112,27 @@ static void fill_mixed(const Step *s, const void *of, int m, float *out) {
 static void fill_activated(const Step *s, const void *of, int m, float *out) {
   const Layer *layer = of;
   memcpy(out, s->gate + (size_t)m * up_to(layer->mlp, LANES), layer->mlp * sizeof(float));
+}
+
+static void fill_thin(const Step *s, const void *of, int m, float *out) {
+  const Matrix *first = of;
+  memcpy(out, s->thin + (size_t)m * up_to(first->rows, LANES), first->rows * sizeof(float));
+}
+
+// What a product reads: what the first of two thin ones has made of `in`, or `in` itself.
+static const Rows *through(Step *s, const Matrix *first, const Matrix *second, const uint8_t *blob,
+                           const Rows *in, int rows, int stage, int thread, int threads) {
+  if (!first->rows) return in;
+  product(first, blob, in, rows, s->thin, up_to(first->rows, LANES), 0, 0, thread, threads);
+  look_ahead(second, blob, thread, threads);
+  if (rows == 1) barrier(thread, threads);  // of several rows, prepare waits
+  tick(s, thread, stage);
+  return prepare(s, fill_thin, first, rows, first->rows, thread, threads);
+}
+
+// The matrix that a product begins with.
+static const Matrix *begins(const Matrix *first, const Matrix *second) {
+  return first->rows ? first : second;
 }
 
 static void embed(Step *s, int thread, int threads) {
@@ -306,33 +327,41 @@ static void block(Step *s, int l, int thread, int threads) {
 
   const Rows *in = prepare(s, fill_normed, blob + layer->attention_norm, s->rows, p->hidden,
                            thread, threads);
+  in = through(s, &layer->query_key_value_first, &layer->query_key_value, blob, in, s->rows,
+               QUERY_KEY_VALUE, thread, threads);
   product(&layer->query_key_value, blob, in, s->rows, s->fused,
           up_to(layer->query_key_value.rows, LANES), 0, 0, thread, threads);
-  look_ahead(&layer->out, blob, thread, threads);
+  look_ahead(begins(&layer->out_first, &layer->out), blob, thread, threads);
   barrier(thread, threads);
   tick(s, thread, QUERY_KEY_VALUE);
   rotate(s, l, thread, threads);
   attention(s, l, thread, threads);
   in = prepare(s, fill_mixed, layer, s->rows, layer->heads * p->dim, thread, threads);
+  in = through(s, &layer->out_first, &layer->out, blob, in, s->rows, OUT, thread, threads);
   product(&layer->out, blob, in, s->rows, aside ? s->aside[0] : s->x, width, !aside, 0, thread,
           threads);
-  look_ahead(&layer->gate, blob, thread, threads);
+  look_ahead(begins(&layer->gate_up_first, &layer->gate), blob, thread, threads);
   barrier(thread, threads);
   if (post && !p->parallel) add_aside(s, blob, 1, &layer->attention_post_norm, thread, threads);
   tick(s, thread, OUT);
 
   in = prepare(s, fill_normed, blob + layer->mlp_norm, s->rows, p->hidden, thread, threads);
+  in = through(s, &layer->gate_up_first, &layer->gate, blob, in, s->rows, GATE_UP, thread,
+               threads);
   product(&layer->gate, blob, in, s->rows, s->gate, mlp, 0, 0, thread, threads);
   if (p->gated) product(&layer->up, blob, in, s->rows, s->up, mlp, 0, 0, thread, threads);
   activate(s, l, thread, threads);
-  look_ahead(&layer->down, blob, thread, threads);
+  look_ahead(begins(&layer->down_first, &layer->down), blob, thread, threads);
   barrier(thread, threads);
   tick(s, thread, GATE_UP);
   in = prepare(s, fill_activated, layer, s->rows, layer->mlp, thread, threads);
+  in = through(s, &layer->down_first, &layer->down, blob, in, s->rows, DOWN, thread, threads);
   product(&layer->down, blob, in, s->rows, !aside ? s->x : s->aside[p->parallel], width, !aside, 0,
           thread, threads);
-  if (l + 1 < p->layers) look_ahead(&layer[1].query_key_value, s->blobs[l + 1], thread, threads);
-  else look_ahead(&p->head, s->shared, thread, threads);
+  if (l + 1 < p->layers)
+    look_ahead(begins(&layer[1].query_key_value_first, &layer[1].query_key_value), s->blobs[l + 1],
+               thread, threads);
+  else look_ahead(begins(&p->head_first, &p->head), s->shared, thread, threads);
   barrier(thread, threads);
   int32_t norms[2] = {layer->attention_post_norm, p->parallel ? -1 : layer->mlp_post_norm};
   if (p->parallel) add_aside(s, blob, 2, norms, thread, threads);
@@ -345,6 +374,7 @@ static void logits(Step *s, int thread, int threads) {
   int rows = s->all_logits ? s->rows : s->batch, from, to;
   const Rows *in = prepare(s, s->all_logits ? fill_normed : fill_last_normed,
                            s->shared + p->final_norm, rows, p->hidden, thread, threads);
+  in = through(s, &p->head_first, &p->head, s->shared, in, rows, HEAD, thread, threads);
   product(&p->head, s->shared, in, rows, s->logits, p->vocabulary, 0, 1, thread, threads);
   if (p->logit_softcap > 0) {
     share(up_to(p->vocabulary, LANES) / LANES, thread, threads, &from, &to);
@@ -382,6 +412,7 @@ static int reserve(Step *s, int threads) {
   int widest = up_to(p->heads * p->dim, BLOCK);
   widest = widest > hidden ? widest : hidden;
   widest = widest > mlp ? widest : mlp;
+  widest = widest > up_to(p->rank, BLOCK) ? widest : up_to(p->rank, BLOCK);
   size_t f = sizeof(float) * (size_t)rows;
   s->x = scratch(0, f * hidden);
   s->fused = scratch(1, f * up_to(all * p->dim, LANES));
@@ -394,9 +425,10 @@ static int reserve(Step *s, int threads) {
   s->scores = scratch(8, sizeof(float) * threads * TILE_ROWS * (s->capacity + 2 * LANES));
   s->angles[0] = scratch(9, f * 2 * (p->rotary + 1));
   s->angles[1] = scratch(10, f * 2 * (p->rotary + 1));
+  s->thin = scratch(19, f * up_to(p->rank, LANES));
   s->shares = rows_of(11, rows, widest);
   Rows own = rows_of(15, threads, 2 * widest);  // apart, so that no cache line is shared
-  for (int i = 0; i < 19; i++)
+  for (int i = 0; i < 20; i++)
     if (!memory[i]) return 0;
   for (int t = 0; t < threads; t++)
     s->own[t] = (Rows){own.x + (size_t)t * 2 * widest, own.q + (size_t)t * 2 * widest,
