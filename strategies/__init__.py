@@ -15,6 +15,10 @@ STRATEGIES = {
     "baseline": "strategies.baseline:Baseline",
     "distill": "strategies.distill:Distill",
     "mirrored": "strategies.mirrored:Mirrored",
+    "quantize": "strategies.quantize:Quantize",
+    "prune": "strategies.prune:Prune",
+    "cluster": "strategies.cluster:Cluster",
+    "prune_structured": "strategies.prune_structured:PruneStructured",
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import dense
 from tfspeed.litert.dense import Dense, array, packed_matrix
+from tfspeed.litert.folding import even_out
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.smooth import factors, walk
 from tfspeed.litert.weights import Weight, pack
@@ -181,7 +182,7 @@ class Packer:
         if seen is not None:
             inputs = [seen[id(layer)] for layer in (
                 attention.query_key_value, attention.out, mlp.up, mlp.down)]
-            self._smooth(c, inputs, attention_norm, mlp_norm, fused, out, up, down)
+            self._smooth(c, inputs, attention_norm, mlp_norm, [fused, out, up, down])
 
         def product(name, layer, seen):
             return self._product(f"{block.name}/{name}", layer, seen)
@@ -195,35 +196,13 @@ class Packer:
             _norm(block.attention_post_norm) if c.post_norms else None,
             _norm(block.mlp_post_norm) if c.post_norms else None)
 
-    def _smooth(self, c, inputs, attention_norm, mlp_norm, fused, out, up, down) -> None:
+    def _smooth(self, c, inputs, attention_norm, mlp_norm, layers) -> None:
         """Changes the inputs, matrices and norms of a layer, `c` its config, in place."""
-        pairs = [(attention_norm, (0, fused), (2, up))] if mlp_norm is None else [
-            (attention_norm, (0, fused)), (mlp_norm, (2, up))]
-        for norm, *readers in pairs:
-            if not all(layer.floating for _, layer in readers):
-                continue  # integers already: their inputs stay what they are
-            # All read the same normed values; where the norm is shared, both saw them.
-            factor = factors(inputs[readers[0][0]], *(layer.reads for _, layer in readers))
-            norm /= factor
-            for i, layer in readers:
-                layer.scale_inputs(factor)
-                inputs[i] /= factor
-        if fused.floating and out.floating:
-            # Query heads that share a value head share its factors.
-            group = (c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-            single = np.log(factors(inputs[1], out.reads)).reshape(group)
-            factor = np.exp(single.mean(1, keepdims=True))
-            rows = slice((c.num_heads + c.num_kv_heads) * c.head_dim, None)
-            fused.scale_outputs(rows, 1 / factor.reshape(-1, 1))
-            factor = np.broadcast_to(factor, group).reshape(-1)
-            out.scale_inputs(factor)
-            inputs[1] /= factor
-        # A plain activation is not linear in its input.
-        if c.gated_mlp and up.floating and down.floating:
-            factor = factors(inputs[3], down.reads)
-            down.scale_inputs(factor)
-            inputs[3] /= factor
-            up.scale_outputs(slice(c.mlp_dim, None), 1 / factor[:, None])
+        def divide(i, factor):
+            inputs[i] /= factor
+
+        even_out(c, attention_norm, mlp_norm, layers,
+                 lambda i, *matrices: factors(inputs[i], *matrices), divide)
 
     def _head_scale(self, attention: Attention) -> np.ndarray:
         c = attention.config

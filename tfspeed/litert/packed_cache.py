@@ -27,8 +27,8 @@ from tfspeed.models.language_model import LanguageModel
 
 LIMIT = "TFSPEED_PACKED_CACHE_GB"
 _LIMIT_GB = 4.0
-_CODE = ("dense.py", "formats.py", "gptq.py", "pack.py", "packed_file.py", "smooth.py",
-         "weights.py")
+_CODE = ("dense.py", "folding.py", "formats.py", "gptq.py", "pack.py", "packed_file.py",
+         "smooth.py", "weights.py")
 _ABANDONED_S = 3600  # a part that is older belongs to a process that was killed
 
 

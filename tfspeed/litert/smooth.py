@@ -17,7 +17,7 @@ import numpy as np
 from tfspeed.models.decoder import Block, Decoder
 
 CALIBRATION_TEXT = Path(__file__).parents[1] / "data" / "calibration_text.txt"
-_ALPHA = 0.4  # 0: only the weights are evened out; 1: only the activations
+ALPHA = 0.4  # see `channel_factors`
 _WINDOW, _WINDOWS = 256, 24  # fewer tokens leave GPTQ directions that it has not seen
 
 
@@ -91,8 +91,16 @@ def factors(inputs: np.ndarray, *matrices: np.ndarray) -> np.ndarray:
         inputs: `[tokens, in]`.
         matrices: the `[out, in]` matrices that read them.
     """
-    activations = np.sqrt(np.square(normalized(inputs)).mean(0))
+    return channel_factors(np.sqrt(np.square(normalized(inputs)).mean(0)), ALPHA, *matrices)
+
+
+def channel_factors(activations: np.ndarray, alpha: float, *matrices: np.ndarray) -> np.ndarray:
+    """`t` of each channel, float32 `[in]`, geometric mean 1.
+
+    Args:
+        activations: root mean square of each channel, `[in]`.
+        alpha: 0: only the weights are evened out; 1: only the activations.
+    """
     weights = np.max([np.abs(m).max(0) for m in matrices], axis=0)
-    factor = (np.maximum(activations, 1e-5) ** _ALPHA
-              / np.maximum(weights, 1e-5) ** (1 - _ALPHA))
+    factor = np.maximum(activations, 1e-5) ** alpha / np.maximum(weights, 1e-5) ** (1 - alpha)
     return (factor / np.exp(np.log(factor).mean())).astype(np.float32)
