@@ -237,7 +237,55 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
     with pytest.raises(TfspeedError, match=r"could not be compiled.*no-such-flag"):
         create("fused", tiny_decoder())
     compiler.library.cache_clear()
-    assert not list((tmp_path / "tfspeed").iterdir())
+    assert not (tmp_path / "tfspeed").exists()
+
+
+def shell(folder, name, text):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_where_one_compiler_fails_the_next_is_used(monkeypatch, tmp_path):
+    old = shell(tmp_path, "old", "echo \"error: unknown type name '_Float16'\" >&2; exit 1")
+    found = compiler.compilers()
+    monkeypatch.setattr(compiler, "compilers", lambda: [[old], *found])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler.library.cache_clear()
+    assert compiler.library()
+    assert len(list((tmp_path / "tfspeed" / "kernels").iterdir())) == 1
+    (tmp_path / "old").unlink()  # a second start tries neither
+    monkeypatch.setattr(compiler, "_compile", None)
+    compiler.library.cache_clear()
+    assert compiler.library()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("CC", shell(tmp_path, "old", "echo \"error: no _Float16\" >&2; exit 1"))
+    compiler.library.cache_clear()
+    with pytest.raises(TfspeedError, match="need gcc 12 or clang 15"):
+        compiler.library()
+    compiler.library.cache_clear()
+
+
+@pytest.mark.parametrize("part", ["folder", "file"])
+def test_kernels_that_another_user_can_have_written_are_not_loaded(monkeypatch, tmp_path, part):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "tfspeed" / "kernels"
+    compiler.library.cache_clear()
+    compiler.library()
+    kept, = folder.iterdir()
+    assert folder.stat().st_mode & 0o077 == kept.stat().st_mode & 0o077 == 0
+    kept.unlink()  # what is loaded must not be written over
+    kept.write_bytes(b"another user's program")
+    kept.chmod(0o600)
+    for path in (folder,) if part == "folder" else (kept,):
+        path.chmod(path.stat().st_mode | 0o020)
+    compiler.library.cache_clear()
+    assert compiler.library()  # compiled anew, not that one
+    foreign = kept.read_bytes() == b"another user's program"
+    assert foreign == (part == "folder")  # and where others write, nothing is kept
+    compiler.library.cache_clear()
 
 
 def test_a_cache_folder_that_cannot_be_written(monkeypatch, tmp_path):

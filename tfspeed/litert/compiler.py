@@ -2,10 +2,9 @@
 
 The kernels are plain C of a few hundred lines; compiled where they run, they use every instruction
 that the processor has. Any C compiler does: `cc`, `gcc`, `clang`, or the one in the PyPI package
-`ziglang`. `CC` and `CFLAGS` are heeded.
+`ziglang`; where one fails, the next is tried. `CC` and `CFLAGS` are heeded.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +13,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,18 +30,20 @@ _FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-fno-math-errn
           "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 
 
-def find_compiler() -> list[str]:
-    """The command of a C compiler; [] where there is none."""
+def compilers() -> list[list[str]]:
+    """The commands of the C compilers that are here, the preferred one first."""
     wanted = os.environ.get("CC")
     if wanted:
         command = shlex.split(wanted)
-        return command if command and shutil.which(command[0]) else []
+        return [command] if command and shutil.which(command[0]) else []
+    found: dict[str, list[str]] = {}  # by what they are: cc is most often one of the others
     for name in ("cc", "gcc", "clang"):
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            found.setdefault(os.path.realpath(path), [path])
+    commands = list(found.values())
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    return []
+        commands.append([sys.executable, "-m", "ziglang", "cc"])
+    return commands
 
 
 @functools.cache
@@ -49,28 +51,85 @@ def library() -> ctypes.CDLL:
     """The compiled kernels.
 
     Raises:
-        TfspeedError: there is no compiler, or it fails.
+        TfspeedError: there is no compiler, or every one fails.
     """
-    compiler = find_compiler()
-    if not compiler:
+    commands = compilers()
+    if not commands:
         raise TfspeedError("The fused engine compiles its kernels, and needs a C compiler for "
                            "that.", CC=os.environ.get("CC"),
                            hint="Install gcc or clang, or `pip install ziglang`; "
                                 "--engine=litert needs none.")
-    sources = sorted(SOURCES.iterdir())
     flags = shlex.split(os.environ.get("CFLAGS", ""))
-    key = hashlib.sha256("\0".join([*compiler, *_FLAGS, *flags, _processor()]).encode())
-    for source in sources:
+    kept = [_folder() / f"kernels-{_key(command, flags)}.so" for command in commands]
+    for path in kept:
+        if path.is_file() and _ours(path.parent) and _ours(path):
+            return _load(path)
+    failures = []
+    for command, path in zip(commands, kept, strict=True):
+        # Of this call alone; what is loaded may be removed.
+        with tempfile.TemporaryDirectory(prefix="tfspeed") as folder:
+            made = Path(folder) / path.name
+            failure = _compile(command, flags, made)
+            if failure is None:
+                return _load(path if _keep(made, path) else made)
+            failures.append(failure)
+    command, said = failures[0]
+    raise TfspeedError("The fused engine's kernels could not be compiled.", command=command,
+                       hint=("They need gcc 12 or clang 15: set CC, or `pip install ziglang`. "
+                             if "_Float16" in said else "") + said[-300:])
+
+
+def _folder() -> Path:
+    return cache_folder() / "kernels"
+
+
+def _key(command: list[str], flags: list[str]) -> str:
+    """Of all that compiled kernels follow from."""
+    key = hashlib.sha256("\0".join([*command, *_FLAGS, *flags, _processor()]).encode())
+    for source in sorted(SOURCES.iterdir()):
         key.update(source.read_bytes())
-    path = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        path = _compile(compiler, flags, path)
-    loaded = ctypes.CDLL(str(path))
+    return key.hexdigest()[:16]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise TfspeedError("The fused engine's compiled kernels could not be loaded.",
+                           path=str(path), cause=str(error)[:200],
+                           hint="Its folder may forbid programs: set XDG_CACHE_HOME.") from error
     sizes = (ctypes.c_int32 * 3).in_dll(loaded, "tfspeed_sizes")
     if tuple(sizes[:2]) != fused_plan.SIZES:
         raise TfspeedError("The kernels disagree with the plan.", kernels=list(sizes[:2]),
                            plan=list(fused_plan.SIZES), hint="This is a bug of tfspeed.")
     return loaded
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file or folder is there that nobody else can write: it will be run as code."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _keep(made: Path, path: Path) -> bool:
+    """Copies beside the path, then renames: a reader never sees half of a file. Gives whether the
+    folder could be written, by us alone."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _ours(path.parent):
+            return False
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            beside = Path(folder) / path.name
+            shutil.copyfile(made, beside)
+            beside.chmod(0o600)
+            os.replace(beside, path)
+        return True
+    except OSError:
+        return False
 
 
 def _processor() -> str:
@@ -84,21 +143,13 @@ def _processor() -> str:
                       *sorted({line for line in lines if line.startswith(told)})])
 
 
-def _compile(compiler: list[str], flags: list[str], path: Path) -> Path:
-    """Compiles to `path`, or to a temporary file where that cannot be written."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        path = Path(tempfile.mkdtemp()) / path.name
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # of this call alone
-        beside = Path(folder) / path.name
-        # Some compilers call it -mcpu: without either, the code is right, and slow.
-        for native in (["-march=native"], ["-mcpu=native"], []):
-            command = [*compiler, *_FLAGS, *native, *flags, "-o", str(beside),
-                       str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode == 0:
-                os.replace(beside, path)
-                return path
-    raise TfspeedError("The fused engine's kernels could not be compiled.",
-                       command=" ".join(command), hint=done.stderr.strip()[-300:])
+def _compile(compiler: list[str], flags: list[str], path: Path) -> tuple[str, str] | None:
+    """Compiles to `path`; gives the command and what it said where that fails."""
+    # Some compilers call it -mcpu: without either, the code is right, and slow.
+    for native in (["-march=native"], ["-mcpu=native"], []):
+        command = [*compiler, *_FLAGS, *native, *flags, "-o", str(path),
+                   str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return None
+    return " ".join(command), done.stderr.strip()
