@@ -37,8 +37,9 @@ class Pattern:
         if first and second and match[2] == "x":
             return cls(rows=first, columns=second)
         raise TfspeedError(
-            "A pattern is `unstructured`, `m:n` (m zeros in every n inputs of an output, m < n), or "
-            "`RxC` (blocks of R outputs and C inputs).", pattern=text, hint="For example 2:4, 4x1.")
+            "A pattern is `unstructured`, `m:n` (m zeros in every n inputs of an output, m < n), "
+            "or `RxC` (blocks of R outputs and C inputs).", pattern=text,
+            hint="For example 2:4, or 4x1.")
 
     def sparsity(self, wanted: float) -> float:
         """The share of zeros that it gives."""

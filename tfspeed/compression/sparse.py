@@ -38,7 +38,10 @@ def sparsegpt(matrix: np.ndarray, gram: np.ndarray, pattern: Pattern,
         diagonal = np.diagonal(root)[start:start + len(rest)]
         return pattern.keep(np.square(rest.T / diagonal), sparsity, by_row=False).T
 
-    width = pattern.columns if pattern.zeros else max(1, _GROUP // pattern.columns) * pattern.columns
+    # The smaller the group, the better it is known what is left of each weight by then.
+    width = pattern.columns
+    if not pattern.zeros:
+        width *= max(1, _GROUP // pattern.columns)
     return compensated(matrix, root, width, lambda rest, start: _masked(chosen(rest, start)))
 
 

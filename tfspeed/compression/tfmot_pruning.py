@@ -20,7 +20,7 @@ def magnitude(matrix: np.ndarray, pattern: Pattern, sparsity: float) -> np.ndarr
     """Zeroes the smallest weights (blocks by their mean) of a matrix `[out, in]`."""
     from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 
-    variables = _variables(matrix)
+    variables = _variables(tf.Variable(matrix.T, trainable=False), np.ones(matrix.shape, bool))
     schedule = ConstantSparsity(sparsity, begin_step=1, frequency=1)
     engine = _engine([variables], pattern, schedule, tf.constant(1))
     engine.conditional_mask_update()
@@ -29,49 +29,56 @@ def magnitude(matrix: np.ndarray, pattern: Pattern, sparsity: float) -> np.ndarr
 
 
 class Masks:
-    """Keeps zeros at zero while a model is trained, and lets their number grow where asked.
+    """Keeps zeros at zero while a model is trained, or lets their number grow.
 
-    `masks(step)` after each training step, from 1 on. The kernels must have memory of their own
-    (`copying.renew`) before this is made.
+    Call it with 1, 2, … after each training step; before the first one the kernels may still be
+    replaced by others (`copying.renew`).
 
     Args:
-        targets: the layers; without `growing`, those that have their zeros already.
-        growing: masks by magnitude, by TFMOT's PolynomialDecay from no zeros to `sparsity` at 70 %
-            of the steps (m:n patterns have no in-between: all at once at step 1).
+        targets: the layers; those without `growing` have their zeros already.
+        growing: masks by magnitude, by TFMOT's PolynomialDecay from no zeros to `sparsity` within
+            70 % of the steps (m:n patterns have no in-between: all at once after step 1).
         steps: of the training.
     """
 
-    def __init__(self, targets: list[Target], pattern: Pattern = Pattern(), sparsity: float = 0.0,
-                 steps: int = 1, growing: bool = False):
+    def __init__(self, targets: list[Target], pattern: Pattern, sparsity: float,
+                 steps: int, growing: bool):
         from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
         frequency = max(1, int(steps * _GROWING) // _UPDATES)
-        self.last_update = 1 + max(1, int(steps * _GROWING) // frequency) * frequency
-        if growing and self.last_update > steps:
-            raise TfspeedError("Masks need some steps to grow in.", steps=steps, needed=3)
-        self.growing = growing
-        self.step = tf.Variable(0, dtype=tf.int32, trainable=False)
-        # TFMOT masks a kernel itself where it lies as it wants it, `[in, out]`; others in a copy.
-        self.copied, variables = [], []
-        for target in targets:
-            in_place = target.order == (1, 0)
-            variables.append(_variables(target.matrix(), target.variable.value if in_place
-                                        else None))
-            if not in_place:
-                self.copied.append((target, variables[-1][0]))
-        schedule = PolynomialDecay(0.0, sparsity, begin_step=1, end_step=self.last_update,
-                                   frequency=frequency)
-        self.engine = _engine(variables, pattern, schedule, self.step)
+        last = 1 + max(1, int(steps * _GROWING) // frequency) * frequency
+        if growing and last > steps:
+            raise TfspeedError("Masks need at least 4 steps to grow in.", steps=steps)
+        self.schedule = PolynomialDecay(0.0, sparsity, begin_step=1, end_step=last,
+                                        frequency=frequency)
+        self.targets, self.pattern, self.growing = targets, pattern, growing
+        self.kept = [target.matrix() != 0 for target in targets]
+        self.engine = None
+        self.copies: list[tuple[Target, tf.Variable]] = []
 
     def __call__(self, step: int) -> None:
+        if self.engine is None:
+            self._begin()
         self.step.assign(step)
-        for target, weights in self.copied:
+        for target, weights in self.copies:
             weights.assign(target.matrix().T)
         if self.growing:
             self.engine.conditional_mask_update()
         self.engine.weight_mask_op()
-        for target, weights in self.copied:
+        for target, weights in self.copies:
             target.variable.assign(target.unfolded(weights.numpy().T))
+
+    def _begin(self) -> None:
+        """TFMOT masks a kernel itself where it lies as it wants it, `[in, out]`; else a copy."""
+        self.step = tf.Variable(0, trainable=False)
+        variables = []
+        for target, kept in zip(self.targets, self.kept, strict=True):
+            in_place = target.order == (1, 0)
+            variables.append(_variables(target.variable.value if in_place
+                                        else tf.Variable(target.matrix().T, trainable=False), kept))
+            if not in_place:
+                self.copies.append((target, variables[-1][0]))
+        self.engine = _engine(variables, self.pattern, self.schedule, self.step)
 
 
 def _engine(variables, pattern, schedule, step):
@@ -83,10 +90,11 @@ def _engine(variables, pattern, schedule, step):
         sparsity_m_by_n=(pattern.zeros, pattern.columns) if pattern.zeros else None)
 
 
-def _variables(matrix: np.ndarray, weights=None):
-    """(weights, mask, threshold), each `[in, out]` and a scalar; groups of m:n lie along `in`."""
-    kernel = np.ascontiguousarray(matrix.T)
-    if weights is None:
-        weights = tf.Variable(kernel, trainable=False)
-    mask = tf.Variable((kernel != 0).astype(np.float32), trainable=False)
+def _variables(weights, kept: np.ndarray):
+    """(weights, mask, threshold) for TFMOT: `[in, out]` (groups of m:n lie along `in`), a scalar.
+
+    Args:
+        kept: bool `[out, in]`.
+    """
+    mask = tf.Variable(kept.T.astype(np.float32), trainable=False)
     return weights, mask, tf.Variable(0.0, trainable=False)
