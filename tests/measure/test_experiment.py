@@ -108,14 +108,14 @@ def test_without_a_tokenizer_nothing_is_gated():
 
 def test_the_task_is_asked_of_all(monkeypatch):
     questions = [tasks.Question("go", (" a b c", " abcdef"), 0),
-                 tasks.Question("go " * 15, (" fedcba", " c b a"), 0)]
+                 tasks.Question("go " * 25, (" fedcba", " c b a"), 0)]
     monkeypatch.setattr(tasks, "load", lambda count: questions[:count])
     base, other = evaluated(candidate("base", 30), candidate("other", 1 / 30), task_questions=2)
     assert base.quality["task_accuracy"] == 0.5  # it loves blanks, wherever they are
     assert other.quality["task_accuracy"] == 0.5
     assert other.quality["task_agreement"] == 0.0
     assert other.quality["task_questions"] == 2
-    assert other.engine.lengths == {256, 32, 64}
+    assert other.engine.lengths == {256, 64, 128}
 
 
 def test_no_questions_are_noted(monkeypatch):

@@ -53,7 +53,7 @@ def test_the_likeliest_choice_per_byte_is_the_answer():
     assert encoded.answer(parrot("y ")) == 1
     assert encoded.answer(parrot("z ")) == 2  # longest, and yet: it is per byte
     assert encoded.answer(parrot("x ")) == 0
-    assert encoded.rows.shape == (4, 32)
+    assert encoded.rows.shape == (4, 64)
     assert encoded.spans == [(2, 7), (2, 4), (2, 11), (2, 5)]
 
 
@@ -75,11 +75,11 @@ def test_a_merged_boundary_still_scores_every_choice():
 
 
 def test_few_lengths_and_a_context_that_is_too_short():
-    questions = [QUESTION, tasks.Question("a" * 40, ("b", "c"), 0),
-                 tasks.Question("a" * 100, ("b", "c"), 0)]
-    made = tasks.encoded(questions, Letters(), 96)
-    assert [question.rows.shape[1] for question in made] == [32, 64]
-    assert tasks.encoded(questions, None, 96) == []
+    questions = [QUESTION, tasks.Question("a" * 80, ("b", "c"), 0),
+                 tasks.Question("a" * 200, ("b", "c"), 0)]
+    made = tasks.encoded(questions, Letters(), 200)
+    assert [question.rows.shape[1] for question in made] == [64, 128]
+    assert tasks.encoded(questions, None, 200) == []
 
 
 def test_results():
