@@ -3,6 +3,7 @@
     python scripts/export.py --format=tflite --out=dist            int8, for LiteRT on any device
     python scripts/export.py --format=litertlm --out=dist          a bundle for LiteRT-LM's apps
     python scripts/export.py --format=saved_model --out=dist       for TensorFlow Serving
+    python scripts/export.py --format=keras --strategy=quantize --out=dist    --model takes it again
     python scripts/export.py --format=tflite --weights=int4 --out=dist --context=2048
     python scripts/export.py --verify=dist/smollm2-135m-int8.tflite    0: equal, 1: changed
 
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tfspeed import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("format", None, "tflite, litertlm or saved_model")
+flags.DEFINE_string("format", None, "tflite, litertlm, saved_model or keras")
 flags.DEFINE_string("out", None, "folder that the artifact and its manifest go to")
 flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
                     "(.gguf, .keras, Hugging Face folder), or a KerasHub preset")

@@ -8,7 +8,17 @@ import tensorflow as tf
 
 from tfspeed import cli, engines
 from tfspeed.errors import TfspeedError
-from tfspeed.export import FORMATS, evidence, files, litertlm, manifest, saved_model, tflite, verify
+from tfspeed.export import (
+    FORMATS,
+    evidence,
+    files,
+    keras_file,
+    litertlm,
+    manifest,
+    saved_model,
+    tflite,
+    verify,
+)
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import packed
 from tfspeed.main_job import read_calibration, read_text
@@ -18,8 +28,9 @@ from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.load import load
 
-_SUFFIX = {"tflite": ".tflite", "litertlm": ".litertlm", "saved_model": ""}
-_DEFAULT_WEIGHTS = {"tflite": "int8", "litertlm": "int8", "saved_model": "float32"}
+_SUFFIX = {"tflite": ".tflite", "litertlm": ".litertlm", "saved_model": "", "keras": ".keras"}
+_DEFAULT_WEIGHTS = {"tflite": "int8", "litertlm": "int8", "saved_model": "float32",
+                    "keras": "float32"}
 _CONTEXT = 1024
 
 
@@ -63,6 +74,9 @@ def check_weights(form: str, weights: str) -> None:
     if form == "saved_model" and weights not in ("float32", "float16"):
         raise TfspeedError("A SavedModel holds its weights as float32 or float16.",
                            weights=formats.spelled, hint="Use --format=tflite for fewer bits.")
+    if form == "keras" and weights != "float32":
+        raise TfspeedError("A .keras file holds the weights as the strategies left them.",
+                           weights=formats.spelled, hint="Use --strategy=quantize.")
 
 
 def export(model: LanguageModel, reference: LanguageModel, form: str, weights: str,
@@ -113,10 +127,13 @@ def fitted(model: LanguageModel, context: int | None) -> int:
 def write(path: Path, model: LanguageModel, form: str, weights: str, context: int,
           bar: Progress) -> None:
     """Writes the artifact alone."""
-    if form == "saved_model":
+    if form in ("saved_model", "keras"):
         files.check_room(path.parent, int(1.05 * model.weights_bytes))
         with bar.task(f"writing {path.parent}", None):
-            saved_model.write(path, model, context)
+            if form == "keras":
+                keras_file.write(path, model)
+            else:
+                saved_model.write(path, model, context)
         return
     if not isinstance(model.keras_model, Decoder):
         raise TfspeedError(f"Only tfspeed's decoders are exported as {form}.", model=model.name,

@@ -11,7 +11,7 @@ import rich.table
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.export import evidence, litertlm, manifest, runners, tflite
+from tfspeed.export import evidence, keras_file, litertlm, manifest, runners, tflite
 from tfspeed.export.files import listing
 from tfspeed.measure.progress import Progress
 
@@ -73,9 +73,9 @@ def form_of(path: Path) -> str:
     if not exists:
         raise TfspeedError("--verify must name an artifact of scripts/export.py.",
                            verify=str(path)[:200], hint="There is no such file or folder.")
-    form = {".tflite": "tflite", ".litertlm": "litertlm"}.get(path.suffix)
+    form = {".tflite": "tflite", ".litertlm": "litertlm", ".keras": "keras"}.get(path.suffix)
     if form is None:
-        raise TfspeedError("--verify takes a .tflite file, a .litertlm file or a SavedModel "
+        raise TfspeedError("--verify takes a .tflite, .litertlm or .keras file, or a SavedModel "
                            "folder.", verify=str(path))
     return form
 
@@ -87,7 +87,7 @@ def check(path: Path, form: str) -> None:
     elif form == "litertlm":
         with litertlm.model_file(path) as file:
             tflite.description(file)
-    elif not (path / "saved_model.pb").is_file():
+    elif form == "saved_model" and not (path / "saved_model.pb").is_file():
         raise TfspeedError("This folder is no SavedModel: it has no saved_model.pb.",
                            path=str(path))
 
@@ -98,6 +98,8 @@ def opened(path: Path, form: str):
     with contextlib.ExitStack() as stack:
         if form == "saved_model":
             runner = runners.SavedModelRunner(path)
+        elif form == "keras":
+            runner = keras_file.KerasRunner(path)
         else:
             file = stack.enter_context(litertlm.model_file(path)) if form == "litertlm" else path
             runner = runners.TfliteRunner(file)

@@ -9,9 +9,11 @@ import keras
 
 from tfspeed.cache import cache_folder
 from tfspeed.errors import TfspeedError
+from tfspeed.models import low_rank, packed  # noqa: F401  Keras knows their layers by import
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.keras_file import saved_tokenizer
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.recurrent import Recurrent, RecurrentModel
 from tfspeed.models.uncached import UncachedModel
@@ -143,7 +145,10 @@ def _load_path(path: Path, dtype: str) -> LanguageModel:
     if path.suffix == ".keras":
         model = _load_keras(path)
         _check_dtype(model, dtype)
-        return wrap(model, path.stem)
+        loaded = wrap(model, path.stem)
+        loaded.tokenizer = saved_tokenizer(path) or loaded.tokenizer
+        loaded.source = str(path)
+        return loaded
     if path.suffix == ".npz":
         from tfspeed.models.glassllm import load_glassllm
         return DecoderModel.from_checkpoint(load_glassllm(path), dtype)
