@@ -13,7 +13,9 @@ from tfspeed.errors import TfspeedError
 # Modules are imported only when their strategy is asked for.
 STRATEGIES = {
     "baseline": "strategies.baseline:Baseline",
+    "bfloat16": "strategies.cast:Bfloat16",
     "distill": "strategies.distill:Distill",
+    "float16": "strategies.cast:Float16",
     "mirrored": "strategies.mirrored:Mirrored",
     "quantize": "strategies.quantize:Quantize",
     "prune": "strategies.prune:Prune",

@@ -35,13 +35,18 @@ def copied_keras(keras_model: keras.Model) -> keras.Model:
     except Exception as error:
         raise _no_config(keras_model, str(error).splitlines()[0][:200] if str(error)
                          else type(error).__name__) from error
-    old, new = keras_model.variables, made.variables
-    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
-        raise _no_config(keras_model, "its variables are not those of the original")
-    for mine, original in zip(new, old, strict=True):
+    for mine, original in same_variables(made, keras_model):
         mine._value, mine._initializer = original._value, None
         mine.trainable = original.trainable
     return made
+
+
+def same_variables(made: keras.Model, keras_model: keras.Model) -> list[tuple]:
+    """Pairs of the variables of a model that was built from another's config, and the other's."""
+    old, new = keras_model.variables, made.variables
+    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
+        raise _no_config(keras_model, "its variables are not those of the original")
+    return list(zip(new, old, strict=True))
 
 
 def renew(variable, array) -> None:

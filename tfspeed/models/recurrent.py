@@ -27,10 +27,11 @@ class Recurrent(Convertible, keras.Model):
             raise TfspeedError(f"cell must be one of {', '.join(CELLS)}.", cell=cell)
         self.sizes = {"vocabulary_size": vocabulary_size, "hidden_dim": hidden_dim,
                       "num_layers": num_layers, "cell": cell, "context_length": context_length}
-        self.embedding = keras.layers.Embedding(vocabulary_size, hidden_dim, name="embedding")
+        self.embedding = keras.layers.Embedding(vocabulary_size, hidden_dim,
+                                                dtype=self.dtype_policy, name="embedding")
         self.embedding.build(None)
         # use_cudnn=False: cuDNN's kernels know neither left padding nor XLA.
-        extra = {} if cell == "rnn" else {"use_cudnn": False}
+        extra = {"dtype": self.dtype_policy} | ({} if cell == "rnn" else {"use_cudnn": False})
         self.layers_ = [
             CELLS[cell](hidden_dim, return_sequences=True, return_state=True, name=f"{cell}_{i}",
                         **extra) for i in range(num_layers)]
