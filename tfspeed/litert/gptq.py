@@ -2,7 +2,8 @@
 
 Plain rounding minimises the error of the weights; this minimises the error of the product over
 calibration inputs, `‖(W − Q) X‖²`, column by column, the rest of the row adjusted after each.
-Source: GPTQ, arXiv:2210.17323 (lazy batches, Cholesky form; columns in their own order).
+Source: GPTQ, arXiv:2210.17323 (Cholesky form; columns in their own order; its lazy batches taken to
+their end, in halves of halves).
 """
 
 import numpy as np
@@ -41,19 +42,30 @@ def compensated(name: str, matrix: np.ndarray, bits: int, block: int,
     root = inverse_root(gram)
     rest = np.ascontiguousarray(matrix.T, np.float32)  # columns of the matrix lie in one piece
     values = np.empty(rest.shape, np.int8)
-    scales = np.empty((matrix.shape[0], matrix.shape[1] // width), np.float32)
-    for start in range(0, len(rest), width):
-        end = start + width
-        part = np.ascontiguousarray(rest[start:end].T)
-        scale = eight_bit_scales(part) if bits == 8 else four_bit_scales(part, bool(block))
-        scales[:, start // width] = scale
-        errors = np.empty((width, matrix.shape[0]), np.float32)
-        for column in range(start, end):
-            row = rest[column]
-            values[column] = np.clip(np.rint(row / scale), least, most)
-            errors[column - start] = (row - values[column] * scale) / root[column, column]
-            rest[column + 1:end] -= np.outer(root[column, column + 1:end], errors[column - start])
-        rest[end:] -= root[start:end, end:].T @ errors
-    values = np.ascontiguousarray(values.T)
+    scales = np.empty((matrix.shape[1] // width, matrix.shape[0]), np.float32)
+
+    def set_scales(start):
+        part = np.ascontiguousarray(rest[start:start + width].T)
+        scales[start // width] = (eight_bit_scales(part) if bits == 8
+                                  else four_bit_scales(part, bool(block)))
+
+    def rounded(start, end):
+        """Rounds columns, and leaves their errors in their place."""
+        count = end - start
+        if count == width:  # all that went before has been taken out of these
+            set_scales(start)
+        if count == 1:
+            scale, row = scales[start // width], rest[start]
+            values[start] = column = np.clip(np.rint(row / scale), least, most)
+            rest[start] = (row - column * scale) / root[start, start]
+            return
+        # Halves, not column by column: nearly all of the work is in large products.
+        middle = start + (count // 2 if count <= width else -(-count // (2 * width)) * width)
+        rounded(start, middle)
+        rest[middle:end] -= root[start:middle, middle:end].T @ rest[start:middle]
+        rounded(middle, end)
+
+    rounded(0, len(rest))
+    values, scales = np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
     return (packed_eight_bits(name, values, scales) if bits == 8
             else packed_four_bits(name, values, scales, block))
