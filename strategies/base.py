@@ -26,6 +26,14 @@ class Strategy:
         self.options = options if options is not None else self.Options()
 
     @property
+    def label(self) -> str:
+        """The name, with the options that are not the defaults: `quantize(bits=4)`."""
+        changed = [f"{field.name}={getattr(self.options, field.name)}"
+                   for field in dataclasses.fields(self.options)
+                   if getattr(self.options, field.name) != field.default]
+        return self.name + (f"({','.join(changed)})" if changed else "")
+
+    @property
     def max_perplexity_increase(self) -> float:
         """By how much this strategy, with its options, may raise perplexity before its row fails:
         0.01 is +1 %. `gate.EXACT` unless a subclass says `INT8`, `INT4` or `STRUCTURAL`."""
@@ -55,6 +63,10 @@ class Composition(Strategy):
         super().__init__()
         self.parts = parts
         self.name = "+".join(part.name for part in parts)
+
+    @property
+    def label(self):
+        return "+".join(part.label for part in self.parts)
 
     @property
     def max_perplexity_increase(self):

@@ -81,6 +81,14 @@ def test_interface(name):
     assert all(isinstance(line, str) for line in strategy.report())
 
 
+def test_a_label_tells_the_options_that_are_not_defaults():
+    options = strategies.find("quantize").Options(bits=4, targets="mlp")
+    composed = strategies.create("quantize+mirrored", {"quantize": options})
+    assert composed.label == "quantize(bits=4,targets=mlp)+mirrored"
+    assert composed.name == "quantize+mirrored"
+    assert strategies.create("quantize").label == "quantize"
+
+
 def test_every_strategy_has_its_line():
     lines = strategies.describe()
     assert lines.keys() == strategies.STRATEGIES.keys()

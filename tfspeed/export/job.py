@@ -62,7 +62,7 @@ def run(flags) -> int | None:
             flags.model, "float16")
         model = strategy.apply(plain, calibration)
     path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
-                  flags.strategy, strategy.report)
+                  strategy.label, strategy.report)
     print(f"{time.perf_counter() - start:.0f} s; to check it: python scripts/export.py "
           f"--verify={path}")
     return None
@@ -107,7 +107,9 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
             listed = renamed(files.listing(beside), beside.name, target.name)
         record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
                   "context": context, "parameters": model.parameters, "files": listed, **found,
-                  "notes": [*model.notes, *report(), *([note] if note else [])]}
+                  "notes": [*model.notes, *report(), *([note] if note else []),
+                            *(litertlm.notes(model.config, context) if form == "litertlm"
+                              else [])]}
         manifest.write(target, record)
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("The artifact could not be written; nothing of it was left.",

@@ -137,7 +137,7 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
     if workload.batch % max(1, replicas):
         notes.append(f"A batch of {workload.batch} leaves replicas without work of their own: "
                      f"make --batch a multiple of {replicas}.")
-    return Candidate(strategy.name, made, workload, prompts, load_s,
+    return Candidate(strategy.label, made, workload, prompts, load_s,
                      compile_s=compile_s,
                      peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
                      runtime_rss_bytes=runtime, notes=notes,
