@@ -40,7 +40,8 @@ def run_name(row: dict) -> str:
     """A row's folder below the logdir: one run a configuration, the latest measurement wins."""
     parts = [row["model"], report.label(row), f"{row['engine']}-t{row['threads']}-b{row['batch']}"
              f"-p{row['prompt_tokens']}-n{row['new_tokens']}"]
-    return "/".join("".join(c if c.isalnum() or c in "-_.+" else "_" for c in p) for p in parts)
+    return "/".join("".join(c if c.isalnum() or c in "-_.+" else "_" for c in part)[:150]
+                    for part in parts)
 
 
 def write_run(logdir: str | Path, row: dict) -> Path:
