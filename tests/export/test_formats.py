@@ -15,6 +15,7 @@ from tests.export.conftest import MODELS, TEXT, WORDS, export, with_tokenizer
 from tfspeed.errors import TfspeedError
 from tfspeed.export import files, litertlm, manifest, tflite, verify
 from tfspeed.measure import quality
+from tfspeed.models.config import RopeConfig
 
 PROMPT = [5, 9, 2, 33, 8, 1]
 # What a user of TensorFlow Serving does: nothing but TensorFlow, and the names in the signatures.
@@ -49,6 +50,19 @@ def test_float32_decoders_give_the_references_tokens(form, name, tmp_path):
     assert found["kl_divergence"] < 1e-6
     assert found["top1_agreement"] > 0.99
     assert verify.run(str(path)) == 0
+
+
+def test_a_bundle_of_longrope_has_the_angles_of_its_context(tmp_path):
+    rope = RopeConfig(factors=(1.0, 2.0), long_factors=(3.0, 4.0), original_context=48)
+    model = with_tokenizer(tiny_decoder(rope=rope))
+    path = export(model, "litertlm", tmp_path, context=48)  # its caches have more slots
+    with verify.opened(path, "litertlm") as runner:
+        for prompt in (PROMPT, PROMPT * 6):
+            np.testing.assert_array_equal(runner.greedy(prompt, 12),
+                                          reference(model, [prompt], 12)[0])
+    assert not any("LongRoPE" in note for note in manifest.read(path)["notes"])
+    path = export(model, "litertlm", tmp_path, context=64)
+    assert any("more than 48 tokens" in note for note in manifest.read(path)["notes"])
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "uncached"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from tfspeed.errors import TfspeedError
 from tfspeed.export import tflite
 from tfspeed.litert.pack import PackedDecoder
+from tfspeed.models.config import DecoderConfig
 from tfspeed.models.language_model import LanguageModel
 
 _MAGIC = b"LITERTLM"
@@ -43,6 +44,18 @@ def check(model: LanguageModel) -> None:
     if model.tokenizer is None:
         raise TfspeedError("A .litertlm bundle holds the tokenizer, and this model has none.",
                            model=model.name, hint="Use --format=tflite.")
+
+
+def notes(config: DecoderConfig, context: int) -> list[str]:
+    """What the manifest must say of a bundle: it has one set of LongRoPE's angles, for it has one
+    capacity, and the runtime does not choose between signatures."""
+    original = [rope.original_context for rope in (config.rope, config.local_rope)
+                if rope and rope.long_factors and rope.original_context < context]
+    if not original:
+        return []
+    return [f"LongRoPE: the angles are those of texts of more than {min(original)} tokens, also "
+            f"while a text is shorter, which costs it some quality. --context={min(original)} "
+            "makes a bundle with those of short texts, and --format=tflite a file with both."]
 
 
 def write(path: Path, model: LanguageModel, packed: PackedDecoder, context: int) -> None:

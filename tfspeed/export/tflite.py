@@ -85,7 +85,8 @@ def write(path: Path, model: LanguageModel, packed: PackedDecoder, context: int,
     config = model.keras_model.config
     file = TfliteFile(f"{model.name}, exported by tfspeed")
     for s in signatures:
-        Lowering(file, config, packed, s.name, 1, s.length, s.capacity).write(s.logits)
+        Lowering(file, config, packed, s.name, 1, s.length, s.capacity,
+                 longest=min(s.capacity, context)).write(s.logits)
     tokenizer = model.tokenizer
     described = {
         "version": 1, "model": model.name, "context": context,

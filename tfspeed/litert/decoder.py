@@ -33,12 +33,16 @@ class Lowering:
     Inputs: `tokens` int32 `[batch, length]`; `input_pos` int32 `[length]`, the slots that they
     take; for several rows `starts` int32 `[batch]`, the first slot that a row uses; and the caches,
     float32 `[batch, kv_heads, capacity, head_dim]`. Outputs: the caches, and the logits asked for.
+
+    Args:
+        longest: tokens that a text may have; None for the capacity.
     """
 
     def __init__(self, file: TfliteFile, config: DecoderConfig, packed: PackedDecoder, name: str,
-                 batch: int, length: int, capacity: int):
+                 batch: int, length: int, capacity: int, longest: int | None = None):
         self.config, self.packed = config, packed
         self.batch, self.length, self.capacity = batch, length, capacity
+        self.longest = longest or capacity
         self.graph = file.signature(name)
 
     def write(self, logits: bool) -> None:
@@ -119,7 +123,7 @@ class Lowering:
                          g.constant(np.concatenate([frequencies] * 2).reshape(1, 1, 1, -1)))
 
         # Which of LongRoPE's two sets holds depends on how long the text may grow.
-        turned = angles(bool(rope.long_factors) and self.capacity > rope.original_context)
+        turned = angles(bool(rope.long_factors) and self.longest > rope.original_context)
         half = c.rotary_dim // 2
         factor = np.float32(rope.attention_factor)
         sign = np.repeat(np.float32([-factor, factor]), half).reshape(1, 1, 1, -1)
