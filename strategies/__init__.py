@@ -16,6 +16,8 @@ STRATEGIES = {
     "bfloat16": "strategies.cast:Bfloat16",
     "distill": "strategies.distill:Distill",
     "float16": "strategies.cast:Float16",
+    "keras_quantize": "strategies.keras_quantize:KerasQuantize",
+    "low_rank": "strategies.low_rank:LowRank",
     "mirrored": "strategies.mirrored:Mirrored",
     "quantize": "strategies.quantize:Quantize",
     "prune": "strategies.prune:Prune",

@@ -1,0 +1,35 @@
+"""Keras's own quantization as a strategy, and what is known of it."""
+
+import numpy as np
+import pytest
+
+from strategies.keras_quantize import KerasQuantize, Options
+from tests.conftest import tiny_decoder, tiny_uncached
+from tfspeed.errors import TfspeedError
+
+TOKENS = np.random.default_rng(0).integers(0, 64, (2, 24), np.int32)
+
+
+def changed(mode, model):
+    return KerasQuantize(Options(mode)).apply(model)
+
+
+def test_modes_shrink_the_model_and_calibration_is_inert():
+    """If the last line fails, Keras has mended its calibration: say so in the docstring."""
+    model = tiny_decoder(hidden_dim=64, head_dim=16, mlp_dim=128)
+    expected = np.asarray(model.score(TOKENS))
+    found = {}
+    for mode in ("int8", "gptq", "awq"):
+        made = changed(mode, model)
+        assert made.weights_bytes < 0.5 * model.weights_bytes
+        found[mode] = np.asarray(made.score(TOKENS))
+        assert np.sqrt(np.square(found[mode] - expected).mean()) < expected.std()
+    np.testing.assert_array_equal(model.score(TOKENS), expected)
+    np.testing.assert_array_equal(found["gptq"], found["awq"])
+
+
+def test_bad_input():
+    with pytest.raises(TfspeedError, match="int8, int4, gptq, awq"):
+        KerasQuantize(Options("int2"))
+    with pytest.raises(TfspeedError, match="decoders"):
+        changed("gptq", tiny_uncached())
