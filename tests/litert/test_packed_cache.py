@@ -53,6 +53,17 @@ def arrays(value):
     return []
 
 
+def test_what_takes_long_is_told_once(folder, monkeypatch, capsys):
+    model = tiny_decoder(hidden_dim=32, mlp_dim=64)
+    packed(model, Formats("int4"))
+    monkeypatch.setattr(packed_cache, "_ROUNDING_S", 60 / model.parameters)
+    packed(model, Formats("int4"))  # in the cache by now
+    packed(model, Formats("int8"))
+    assert capsys.readouterr().err == ""
+    packed(model, Formats("int4_64"))
+    assert "to four bits takes about 60 s" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False, "qkv_bias": True},
                                      {"qk_norm": True, "post_norms": True},
                                      {"positions": "learned", "norm": "layer",

@@ -22,13 +22,16 @@ from tfspeed.litert.formats import Formats
 from tfspeed.litert.pack import PackedDecoder, Packer
 from tfspeed.litert.packed_file import read_packed, write_packed
 from tfspeed.litert.smooth import calibration_tokens
+from tfspeed.measure.progress import Progress
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
 
 LIMIT = "TFSPEED_PACKED_CACHE_GB"
 _LIMIT_GB = 4.0
 _CODE = ("dense.py", "folding.py", "formats.py", "gptq.py", "pack.py", "packed_file.py",
-         "smooth.py", "weights.py")
+         "smooth.py", "weights.py", "../compression/hessian.py")
+_ROUNDING_S = 2e-7  # a parameter in four bits, on two cores
+_WORTH_SAYING_S = 5
 _ABANDONED_S = 3600  # a part that is older belongs to a process that was killed
 
 
@@ -47,10 +50,12 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
     packer = Packer(decoder, formats, calibration)
     limit = _limit_bytes()
     if not limit:
+        _say_estimate(model, formats)
         return packer.pack()
     path = cache_folder() / "packed" / f"{digest(decoder, formats, calibration)}.packed"
     found = read_packed(path)
     if found is None:
+        _say_estimate(model, formats)
         found = packer.pack()
         with contextlib.suppress(OSError):  # a full or read-only disk: no cache
             _save(path, found, limit)
@@ -58,6 +63,13 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
         with contextlib.suppress(OSError):
             os.utime(path)  # the least recently used goes first
     return found
+
+
+def _say_estimate(model: LanguageModel, formats: Formats) -> None:
+    seconds = _ROUNDING_S * model.parameters
+    if "int4" in formats.spelled and seconds > _WORTH_SAYING_S:
+        Progress().say(f"Rounding the weights of {model.name} to four bits takes about "
+                       f"{seconds:.0f} s, the first time.")
 
 
 def digest(decoder: Decoder, formats: Formats, calibration: np.ndarray) -> str:
@@ -69,7 +81,7 @@ def digest(decoder: Decoder, formats: Formats, calibration: np.ndarray) -> str:
 
     made = hashlib.sha256()
     for name in _CODE:
-        made.update(Path(__file__).with_name(name).read_bytes())
+        made.update((Path(__file__).parent / name).read_bytes())
     converted = decoder.get_config().get("converted")
     made.update(repr((formats.spelled, decoder.config, converted, calibration.shape)).encode())
     made.update(np.ascontiguousarray(calibration))
