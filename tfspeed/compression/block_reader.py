@@ -1,0 +1,127 @@
+"""Whole texts through a `Decoder` block by block: what layers read, and what a change costs."""
+
+import contextlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspeed.models.decoder import Block, Decoder
+
+_CHUNK = 8  # windows that go through a block at a time
+
+
+@contextlib.contextmanager
+def replaced_calls(*pairs):
+    """Replaces `call` of layers for a while: pairs of a layer and what makes the new one of the
+    old one."""
+    with contextlib.ExitStack() as undo:
+        for layer, make in pairs:
+            layer.call = make(layer.call)
+            undo.callback(layer.__dict__.pop, "call")
+        yield
+
+
+class Reader:
+    """Takes whole texts through a decoder's blocks one at a time.
+
+    Args:
+        tokens: int32 `[windows, length]`.
+
+    Attributes:
+        embedded: what the first block reads, `[windows, length, hidden]`.
+    """
+
+    def __init__(self, decoder: Decoder, tokens: np.ndarray):
+        self.decoder, self._arguments = decoder, []
+        seen = []
+
+        def passes(_):
+            def run(x, rope, bias, cache, index):
+                seen.append(x)
+                self._arguments.append((rope, bias, None, None))
+                return x, None
+            return run
+
+        with replaced_calls(*((block, passes) for block in decoder.blocks)):
+            decoder.hidden(tokens)
+        self.embedded = seen[0]
+
+    def through(self, i: int, x, block: Block | None = None, see=None):
+        """What a block, or another in its place, makes of `x`; `see` gets each part's output."""
+        block, parts = block or self.decoder.blocks[i], []
+        for at in range(0, len(x), _CHUNK):
+            parts.append(block(x[at:at + _CHUNK], *self._arguments[i])[0])
+            if see:
+                see(parts[-1])
+        return tf.concat(parts, 0)
+
+    def log_p(self, x, start: int, without=()) -> np.ndarray:
+        """Log-probabilities of the next token, float32 `[windows * length, vocabulary]`, of what
+        block `start` reads; some blocks are left out."""
+        for i in range(start, len(self.decoder.blocks)):
+            if i not in without:
+                x = self.through(i, x)
+        logits = self.decoder.logits(self.decoder.final_norm(x))
+        return tf.nn.log_softmax(tf.reshape(logits, (-1, logits.shape[-1])))
+
+
+def divergence(reference, other) -> float:
+    """KL divergence of distributions `[tokens, vocabulary]` in logarithms, nats a token."""
+    return float(tf.reduce_mean(tf.reduce_sum(tf.exp(reference) * (reference - other), -1)))
+
+
+class Grams:
+    """Sums up what `attention/out` and `mlp/down` of a block read, each token by the size of
+    what its output is added to: a norm divides by that before anybody reads it."""
+
+    def __init__(self, block: Block, kinds: Sequence[str]):
+        self.layers = {kind: layers_of(block)[kind] for kind in kinds}
+        self.own_scale = block.config.post_norms
+        self._sums, self._count, self._rows = {}, 0, {}
+
+    def watching(self):
+        def make(name):
+            def of(call):
+                def run(x):
+                    y = call(x)
+                    self._rows[name] = _rows(x), _rows(y)
+                    return y
+                return run
+            return of
+        return replaced_calls(*((layer, make(name)) for name, layer in self.layers.items()))
+
+    def see(self, out) -> None:
+        out = _rows(out)
+        for name, (x, y) in self._rows.items():
+            x = x / _rms(y if self.own_scale else out)
+            if self.layers[name].use_bias:
+                x = np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
+            self._sums[name] = self._sums.get(name, 0) + x.T @ x
+        self._count += len(out)
+
+    def of(self, name: str) -> np.ndarray:
+        """float32 `[in, in]`; with a bias, a constant is the last input."""
+        return self._sums[name] / self._count
+
+
+def layers_of(block: Block) -> dict:
+    return {"heads": block.attention.out, "neurons": block.mlp.down}
+
+
+def _rows(x) -> np.ndarray:
+    return np.asarray(x, np.float32).reshape(-1, x.shape[-1])
+
+
+def _rms(x) -> np.ndarray:
+    return np.maximum(np.sqrt(np.square(x).mean(1, keepdims=True)), 1e-9)
+
+
+def matrix_of(dense) -> np.ndarray:
+    """float32 `[out, in]`, the bias as a last column."""
+    matrix = np.asarray(keras.ops.convert_to_numpy(dense.kernel), np.float32).T
+    if dense.use_bias:
+        bias = np.asarray(keras.ops.convert_to_numpy(dense.bias), np.float32)
+        matrix = np.concatenate([matrix, bias[:, None]], 1)
+    return matrix
