@@ -21,7 +21,7 @@ import math
 import re
 
 from strategies.base import Strategy
-from tfspeed.compression import calibration, chains, decoder_pruning
+from tfspeed.compression import calibration, chains, decoder_pruning, pruning_survey
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder
@@ -91,7 +91,7 @@ class PruneStructured(Strategy):
     def _decoder(self, decoder, tokens):
         o, c = self.options, decoder.config
         decoder_pruning.check(decoder)
-        wanted = {kind: decoder_pruning.allowed_layers(c, kind, o.targets)
+        wanted = {kind: pruning_survey.allowed_layers(c, kind, o.targets)
                   for kind in {"auto": ("neurons", "heads")}.get(o.what, (o.what,))}
         left_alone = []
         if c.positions == "alibi" and "heads" in wanted:
@@ -103,19 +103,19 @@ class PruneStructured(Strategy):
                                "Places are called block_0/mlp, block_0/attention and block_0.")
         goal = math.ceil(o.fraction * c.parameter_count)
         self._check_reach(c, wanted, goal)
-        survey = decoder_pruning.Survey(decoder, tokens)
+        survey = pruning_survey.Survey(decoder, tokens)
         if o.what == "layers":
-            cut = decoder_pruning.Cut({}, {}, decoder_pruning.choose_layers(
-                survey, wanted["layers"], goal))
+            gone = pruning_survey.choose_layers(survey, wanted["layers"], goal)
+            cut = pruning_survey.Cut({}, {}, gone)
         else:
             survey.units(wanted, o.multiple)
-            cut = decoder_pruning.choose_units(survey, goal)
+            cut = pruning_survey.choose_units(survey, goal)
         made = decoder_pruning.build(decoder, cut, tokens, o.multiple)
         return made, [*_removed(c, made.config, cut), *left_alone]
 
     def _check_reach(self, c, wanted, goal) -> None:
         """Before anything slow: is there as much as shall go?"""
-        most = decoder_pruning.reach(c, wanted, self.options.multiple)
+        most = pruning_survey.reach(c, wanted, self.options.multiple)
         if most < goal:
             raise TfspeedError(
                 "There is not as much to take out as the fraction asks for: something must stay "
