@@ -23,7 +23,9 @@ from tfspeed.compression.filesize import deflated_share
 from tfspeed.compression.patterns import Pattern
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
+from tfspeed.training import TrainOptions, text, train
 
+_WINDOW = 256  # tokens, of the training
 METHODS = {"wanda": sparse.wanda, "sparsegpt": sparse.sparsegpt}
 
 
@@ -37,8 +39,8 @@ class Options:
     sparsity: float = _option(0.5, "share of the weights that become zero; m:n patterns set it")
     pattern: str = _option("unstructured", "unstructured; m:n, m zeros in every n inputs of an "
                                            "output (2:4); RxC, blocks of R outputs and C inputs")
-    steps: int = _option(0, "of training (the original is the teacher) after pruning, or while it "
-                            "goes on; 0: none")
+    steps: int = _option(0, "of training (the model as it was is the teacher) after pruning, or "
+                            "while it goes on; 0: none; prune+distill has more to choose")
     schedule: str = _option("constant", "constant: prune, then train with the masks held; "
                                         "polynomial: the zeros grow in number during training "
                                         "(magnitude only)")
@@ -105,15 +107,12 @@ class Prune(Strategy):
 
     def _train(self, model, copy, found, data) -> dict:
         """Teaches the copy the original's distributions, its zeros held or growing."""
-        from tfspeed.training import TrainOptions, train
-
-        options = TrainOptions()
-        tokens = calibration.tokens(copy, data, self.options.steps * options.batch)
-        options = dataclasses.replace(
-            options, tokens=self.options.steps * options.batch * tokens.shape[1])
+        batch, length = TrainOptions.batch, min(_WINDOW, copy.context_length)
+        budget = self.options.steps * batch * length
+        tokens = text.windows(copy, data, budget, length)
         growing = self.options.schedule == "polynomial"
         masks = tfmot_pruning.Masks(found, self.pattern, self.sparsity, self.options.steps, growing)
-        return train(copy, model, tokens, options, masks)
+        return train(copy, model, tokens, TrainOptions(tokens=budget, batch=batch), masks)
 
     def _tell(self, found, blind, trained) -> None:
         zeros: dict[str, list[float]] = {}

@@ -90,6 +90,15 @@ def test_k_means_betters_every_first_centroid(case, init):
     assert np.square(made - matrix).sum() < np.square(rough - matrix).sum()
 
 
+def test_outliers_pull_at_no_centroid():
+    matrix = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    plain = clustered(matrix, None, 4, "linear", "tensor")
+    matrix[3, 4] = 1000
+    made = clustered(matrix, None, 4, "linear", "tensor", outliers=1 / 200)
+    assert made[3, 4] == 1000
+    assert np.square(made - matrix).sum() < 1.5 * np.square(plain - matrix)[matrix < 1000].sum()
+
+
 def test_a_matrix_of_one_value_stays():
     matrix = np.full((4, 6), 2.5, np.float32)
     np.testing.assert_allclose(clustered(matrix, None, 4, "kmeans++", "output"), matrix)

@@ -14,7 +14,7 @@ TOKENS = np.random.default_rng(3).integers(0, 64, (4, 24), np.int32)
 
 
 def cluster(**options):
-    return strategies.create("cluster", {"cluster": Options(**options)})
+    return strategies.create("cluster", {"cluster": Options(**{"outliers": 0.0, **options})})
 
 
 def matrices(model, pattern="attention|mlp"):
@@ -31,6 +31,16 @@ def test_few_values_and_nothing_else_changes(per):
     for was, now in zip(model.keras_model.variables, made.keras_model.variables, strict=True):
         if "kernel" not in now.path:
             assert now.value is was.value  # embedding and norms: the same memory
+
+
+def test_the_largest_weights_keep_their_values():
+    made = matrices(cluster(clusters=2, outliers=0.1).apply(tiny_decoder()))
+    for name, matrix in matrices(tiny_decoder()).items():
+        few, counts = np.unique(made[name], return_counts=True)
+        few = few[counts.argsort()[-2:]]
+        kept = ~np.isin(made[name], few)
+        assert kept.mean() == pytest.approx(0.1, abs=0.01)
+        assert np.abs(matrix[kept]).min() >= np.abs(matrix[~kept]).max()
 
 
 def test_the_more_clusters_the_nearer_the_logits():
@@ -74,7 +84,7 @@ def test_it_is_saved_and_loads_without_tfmot(tmp_path):
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"clusters": 1}, "2 to 256"), ({"clusters": 257}, "2 to 256"), ({"init": "zeros"}, "linear"),
-    ({"per": "row"}, "output")])
+    ({"per": "row"}, "output"), ({"outliers": -0.1}, "share"), ({"outliers": 0.6}, "share")])
 def test_bad_options(options, words):
     with pytest.raises(TfspeedError, match=words):
         cluster(**options)

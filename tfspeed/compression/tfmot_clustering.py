@@ -2,8 +2,8 @@
 
 TFMOT starts from centroids and lets training move them; without training they are far from the
 best, so k-means moves them here, a weight counting by how much its input is used. Nothing of TFMOT
-stays in the model. Sources: Deep Compression (arXiv:1510.00149), the weighted k-means of SqueezeLLM
-(arXiv:2306.07629), the compensation of GPTQ (arXiv:2210.17323).
+stays in the model. Sources: Deep Compression (arXiv:1510.00149), the weighted k-means and the kept
+outliers of SqueezeLLM (arXiv:2306.07629), the compensation of GPTQ (arXiv:2210.17323).
 """
 
 import numpy as np
@@ -90,7 +90,7 @@ def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def clustered(matrix: np.ndarray, gram: np.ndarray | None, clusters: int, init: str,
-              per: str) -> np.ndarray:
+              per: str, outliers: float = 0.0) -> np.ndarray:
     """The matrix with at most `clusters` distinct values in each codebook's part.
 
     Args:
@@ -98,28 +98,38 @@ def clustered(matrix: np.ndarray, gram: np.ndarray | None, clusters: int, init: 
         gram: mean of `x xᵀ` over tokens, `[in, in]`; None where it is not known: then each weight
             counts the same and nothing is compensated.
         per: what shares a codebook: `tensor`, all; `output`, a row; `input`, a column.
+        outliers: share of the weights, the largest, that keep values of their own.
     """
-    outputs, inputs = matrix.shape
     if gram is None:
-        gram = np.eye(inputs, dtype=np.float32)
+        gram = np.eye(matrix.shape[1], dtype=np.float32)
+    kept = _largest(matrix, round(outliers * matrix.size))
     importance = np.diagonal(gram) + 1e-3 * np.diagonal(gram).mean()
+    counts = np.where(kept, 0, importance).astype(np.float32)
     # TFMOT's centroids are made once, of values of one size, and scaled to each codebook's.
     sizes = np.sqrt(np.square(matrix).mean(PER[per], keepdims=True)) + np.float32(1e-12)
-    start = initial(matrix / sizes, clusters, init)
-
-    if per == "input":  # its codebook is made when its turn comes, of what it is by then
-        counts = np.ones((1, outputs), np.float32)
-
-        def plan(rest, first):
-            return lambda column, values: nearest(values, refined(
-                values[None], counts, start[None] * sizes[0, first + column])[0])
-    else:
+    start = initial((matrix / sizes)[~kept], clusters, init)
+    if per != "input":
         parts = matrix if per == "output" else matrix.reshape(1, -1)
-        counts = np.broadcast_to(importance, matrix.shape).reshape(parts.shape)
-        codebooks = refined(parts, counts, start[None] * sizes.reshape(-1, 1))
-        codebooks = codebooks if per == "output" else codebooks[0]
+        codebooks = refined(parts, counts.reshape(parts.shape), start * sizes.reshape(-1, 1))
 
-        def plan(rest, first):
-            return lambda column, values: nearest(values, codebooks)
+    def codebook(column, values):
+        """`[clusters]`, or `[out, clusters]`; that of a column is made when its turn comes."""
+        if per != "input":
+            return codebooks if per == "output" else codebooks[0]
+        return refined(values[None], counts[None, :, column], start[None] * sizes[0, column])[0]
+
+    def plan(rest, first):
+        def change(at, values):
+            column = first + at
+            return np.where(kept[:, column], values, nearest(values, codebook(column, values)))
+        return change
 
     return compensated(matrix, hessian.inverse_root(gram), _GROUP, plan)
+
+
+def _largest(matrix: np.ndarray, count: int) -> np.ndarray:
+    """bool `[out, in]`: the weights of largest size."""
+    kept = np.zeros(matrix.size, bool)
+    if count:
+        kept[np.argpartition(np.abs(matrix).reshape(-1), -count)[-count:]] = True
+    return kept.reshape(matrix.shape)
