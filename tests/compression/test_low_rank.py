@@ -34,7 +34,7 @@ def test_halves_are_the_whitened_svd(shape, rank):
     assert second.shape == (shape[0], rank)
     assert first.dtype == second.dtype == np.float32
     assert lost(second @ first - matrix, gram) == pytest.approx(
-        np.square(singular[rank:]).sum(), rel=1e-4)
+        np.square(singular[rank:]).sum(), rel=0.02)  # damped
     plain = low_rank.halves(matrix, None, rank)
     assert lost(plain[1] @ plain[0] - matrix, gram) > lost(second @ first - matrix, gram)
     u, s, v = np.linalg.svd(matrix)
@@ -48,17 +48,20 @@ def test_energies_are_what_directions_carry(shape):
     assert directions.shape == (shape[0], min(shape))
     assert np.all(np.diff(energies) <= 1e-9)
     np.testing.assert_allclose(directions.T @ directions, np.eye(min(shape)), atol=1e-6)
+    gram += 0.01 * np.trace(gram) / len(gram) * np.eye(len(gram))  # damping
     np.testing.assert_allclose(np.diag(directions.T @ matrix @ gram @ matrix.T @ directions),
                                energies, rtol=1e-6)
 
 
-def test_inputs_that_fill_no_space_are_fitted_exactly():
+def test_inputs_that_fill_no_space():
     """A singular Gram matrix, as a short text gives."""
     matrix, gram = RNG.normal(size=(20, 12)), gram_of(12, 4)
     first, second = low_rank.halves(matrix, gram, 4)
     assert np.isfinite(first).all()
     assert np.isfinite(second).all()
-    assert lost(second @ first - matrix, gram) < 1e-8 * lost(matrix, gram)
+    assert lost(second @ first - matrix, gram) < 1e-3 * lost(matrix, gram)
+    np.testing.assert_allclose(np.matmul(*low_rank.halves(matrix, gram, 12)[::-1]), matrix,
+                               atol=1e-4)
     first, second = low_rank.halves(matrix, np.zeros((12, 12)), 3)
     assert np.isfinite(first).all()
     assert np.isfinite(second).all()

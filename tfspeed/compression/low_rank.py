@@ -8,8 +8,13 @@ arXiv:2403.07378 (whitening); SliceGPT, arXiv:2401.15024 (principal directions o
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
+
+from tfspeed.compression.hessian import damped
+
+_DAMPING = 0.01  # what the text does not show is kept by its size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,14 +52,14 @@ def decomposed(matrix: np.ndarray, gram: np.ndarray | None) -> tuple[np.ndarray,
     """
     matrix = np.asarray(matrix, np.float64)
     out, width = matrix.shape
-    inputs = np.eye(width) if gram is None else np.asarray(gram, np.float64)
+    inputs = np.eye(width) if gram is None else damped(gram, _DAMPING)
     if out <= width:
         energies, directions = np.linalg.eigh(matrix @ inputs @ matrix.T)
     else:  # the same eigenvalues, of a smaller matrix
-        root = _root(inputs)
+        root = np.linalg.cholesky(inputs)
         energies, right = np.linalg.eigh(root.T @ (matrix.T @ matrix) @ root)
-        directions = matrix @ (root @ right)
-        directions /= np.maximum(np.linalg.norm(directions, axis=0), 1e-30)
+        # Orthogonal already but for those without energy, which are rounding errors.
+        directions = np.linalg.qr(matrix @ (root @ right[:, ::-1]))[0][:, ::-1]
     return directions[:, ::-1], np.maximum(energies[::-1], 0.0)
 
 
@@ -95,8 +100,9 @@ def ranks(spectra: dict[str, Spectrum], goal: int, multiple: int) -> dict[str, i
             break
         spectrum = spectra[name]
         before = spectrum.saved(chosen[name]) if name in chosen else 0
-        missing = goal - freed + before - spectrum.parameters
-        enough = -missing // sum(spectrum.shape) // multiple * multiple  # the largest rank that does
+        # The largest rank that is enough, if the step goes that far.
+        left = spectrum.parameters - (goal - freed + before)
+        enough = left // sum(spectrum.shape) // multiple * multiple
         chosen[name] = max(rank, min(enough, chosen.get(name, _break_even(spectrum, multiple))))
         freed += spectrum.saved(chosen[name]) - before
     return chosen
@@ -116,7 +122,7 @@ def _hull(spectrum: Spectrum, multiple: int) -> list[tuple[float, int]]:
         while len(corners) > 1 and _price(corners[-2], point) <= _price(corners[-2], corners[-1]):
             corners.pop()
         corners.append(point)
-    return [(_price(a, b), b[2]) for a, b in zip(corners, corners[1:], strict=False)]
+    return [(_price(a, b), b[2]) for a, b in itertools.pairwise(corners)]
 
 
 def _price(a, b) -> float:
@@ -126,9 +132,3 @@ def _price(a, b) -> float:
 def _break_even(spectrum: Spectrum, multiple: int) -> int:
     """The largest rank that saves anything; 0 where none does."""
     return (spectrum.parameters - 1) // sum(spectrum.shape) // multiple * multiple
-
-
-def _root(gram: np.ndarray) -> np.ndarray:
-    """`L`, `L Lᵀ = H`, also of a Gram matrix that is singular."""
-    values, vectors = np.linalg.eigh(gram)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
