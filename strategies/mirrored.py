@@ -76,7 +76,11 @@ class Mirrored(Strategy):
     @property
     def strategy(self) -> tf.distribute.MirroredStrategy:
         if self._strategy is None:
-            self._strategy = tf.distribute.MirroredStrategy(self.devices)
+            # TensorFlow's collectives on one CPU fail where a process makes a second strategy:
+            # their keys are the same. Adding up on one device needs none.
+            reduction = tf.distribute.ReductionToOneDevice() \
+                if self.devices[0].startswith("CPU") else None
+            self._strategy = tf.distribute.MirroredStrategy(self.devices, reduction)
         return self._strategy
 
     def scope(self):

@@ -7,13 +7,14 @@ import pytest
 import tensorflow as tf
 
 import strategies
+from strategies import mirrored
 from strategies.distill import Distill, Options
 from tests.conftest import tiny_decoder
 from tests.training.test_loop import damaged, weights
 from tfspeed.errors import TfspeedError
 from tfspeed.training import text
 
-SMALL = Options(tokens=480, length=12, learning_rate=3e-3)
+SMALL = Options(tokens=4800, length=12, learning_rate=3e-3)
 
 
 def loaded(teacher=tiny_decoder):
@@ -32,7 +33,7 @@ def distance(model, teacher):
 
 @pytest.mark.parametrize("changes", [
     {}, {"trainable": "lora", "rank": 4, "learning_rate": 1e-2}, {"data": "self"},
-    {"temperature": 2.0, "cross_entropy": 0.05}])
+    {"temperature": 2.0}])
 def test_it_comes_closer_to_the_original(changes):
     model = loaded()
     before = weights(model)
@@ -42,12 +43,13 @@ def test_it_comes_closer_to_the_original(changes):
     for was, now in zip(before, weights(model), strict=True):
         np.testing.assert_array_equal(was, now)
     report = " ".join(strategy.report())
-    assert "480 tokens" in report
+    assert "4800 tokens" in report
     assert ("rank 4" in report) == (changes.get("trainable") == "lora")
 
 
 def test_it_composes_with_mirrored():
-    options = {"distill": SMALL}
+    # Ten steps: Adam's first ones follow the signs of gradients, and rounding errors grow.
+    options = {"distill": dataclasses.replace(SMALL, tokens=480), "mirrored": mirrored.Options(replicas=2)}
     alone = strategies.create("distill", options).apply(loaded())
     for names in ("distill+mirrored", "mirrored+distill"):
         strategy = strategies.create(names, options)

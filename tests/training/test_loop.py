@@ -2,16 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from strategies.mirrored import Mirrored, Options
 from tests.conftest import MODELS, tiny_decoder
 from tfspeed.compression.copying import copied, renew
 from tfspeed.errors import TfspeedError
-from tfspeed.training import TrainOptions, train
+from tfspeed.training import TrainOptions, loop, train
 from tfspeed.training.learning import every
 from tfspeed.training.loop import batches
 
@@ -78,12 +80,15 @@ def test_lora_on_einsum_dense():
     assert result["loss_last"] < 0.9 * result["loss_first"]
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_replicas_give_the_losses_of_one_device(replicas, mode):
+def replicas(count):
+    return Mirrored(Options(replicas=count)).scope()
+
+
+@pytest.mark.parametrize(("mode", "count"), [("full", 2), ("full", 3), ("lora", 2)])
+def test_replicas_give_the_losses_of_one_device(mode, count):
     changes = {"trainable": mode, "rank": 4, "tokens": 2 * BUDGET}
     one, alone = trained(tiny_decoder(), **changes)
-    with tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)]).scope():
+    with replicas(count):
         many, together = trained(tiny_decoder(), **changes)
         mirrored = weights(many)
     np.testing.assert_allclose(together["losses"], alone["losses"], rtol=1e-4)
@@ -101,49 +106,92 @@ def test_every_window_is_read_once_a_round():
     assert [len(b) for b in batches(10, 12, options(tokens=1))] == [1]
 
 
+class Killed(Exception):
+    """Stands for whatever ends a process without a word."""
+
+
+def kill_at(monkeypatch, step):
+    one_step = loop._Run._one_step
+
+    def killed(self, steps):
+        if self.step == step:
+            raise Killed
+        one_step(self, steps)
+
+    monkeypatch.setattr(loop._Run, "_one_step", killed)
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_an_interrupted_run_goes_on_exactly(tmp_path, mode):
+def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, mode):
     teacher = tiny_decoder()
     changes = {"tokens": 4 * BUDGET, "trainable": mode, "rank": 4}
     whole, reference = trained(teacher, **changes)
-    first = damaged(teacher)
-    cut = options(checkpoint=str(tmp_path), checkpoint_seconds=1e9, **changes)
-    if mode == "full":
-        with pytest.raises(KeyboardInterrupt):  # Ctrl-C
-            train(first, teacher, WINDOWS, cut,
-                  lambda step: signal.raise_signal(signal.SIGINT) if step == 4 else None)
-        saved_at = 4
-    else:
-        class Killed(Exception):
-            pass
-
-        from tfspeed.training import loop
-        step = loop._Run._one_step
-
-        def killed(self, steps):
-            if self.step == 4:
-                raise Killed
-            step(self, steps)
-
-        loop._Run._one_step = killed
-        try:
-            with pytest.raises(Killed):
-                train(first, teacher, WINDOWS,
-                      options(checkpoint=str(tmp_path), checkpoint_seconds=0, **changes))
-        finally:
-            loop._Run._one_step = step
-        saved_at = 4
-    again = damaged(teacher)
-    result = train(again, teacher, WINDOWS, cut)
+    changes |= {"checkpoint": str(tmp_path), "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            trained(teacher, **changes)
+    again, result = trained(teacher, **changes)
     assert result["losses"] == pytest.approx(reference["losses"], rel=1e-6)
-    assert result["tokens"] == reference["tokens"] - saved_at * 4 * 12
+    assert result["tokens"] == reference["tokens"] - 4 * 4 * 12
     for a, b in zip(weights(whole), weights(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    # A finished run is taken as it is.
-    third = damaged(teacher)
-    assert train(third, teacher, WINDOWS, cut)["tokens"] == 0
+    third, finished = trained(teacher, **changes)  # a finished run is taken as it is
+    assert finished["tokens"] == 0
     for a, b in zip(weights(third), weights(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_run_on_replicas_goes_on_with_one_device(tmp_path, monkeypatch):
+    changes = {"tokens": 2 * BUDGET}
+    _, reference = trained(tiny_decoder(), **changes)
+    changes |= {"checkpoint": str(tmp_path), "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch, replicas(2):
+        kill_at(patch, 3)
+        teacher = tiny_decoder()
+        with pytest.raises(Killed):
+            trained(teacher, **changes)
+    _, result = trained(tiny_decoder(), **changes)
+    assert result["tokens"] == 2 * 4 * 12
+    np.testing.assert_allclose(result["losses"], reference["losses"], rtol=1e-4)
+
+
+def test_ctrl_c_saves_the_step_that_it_falls_into(tmp_path):
+    teacher = tiny_decoder()
+    changes = {"tokens": 2 * BUDGET, "checkpoint": str(tmp_path)}
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(damaged(teacher), teacher, WINDOWS, options(**changes),
+              lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None)
+    assert signal.getsignal(signal.SIGINT) is handler
+    _, result = trained(teacher, **changes)
+    assert result["steps"] == len(result["losses"]) == 5
+    assert result["tokens"] == 3 * 4 * 12
+
+
+KILLED_CHILD = """
+import sys
+from tests.training.test_loop import WINDOWS, damaged, options, tiny_decoder
+from tfspeed.training import train
+teacher = tiny_decoder()
+train(damaged(teacher), teacher, WINDOWS, options(tokens=2400, checkpoint=sys.argv[1],
+      checkpoint_seconds=0), lambda step: print(step, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_a_checkpoint(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", KILLED_CHILD, str(tmp_path)],
+                          stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if line.strip() == "9":
+                break
+        child.kill()
+    teacher = tiny_decoder()
+    _, reference = trained(teacher, tokens=2400)
+    _, result = trained(teacher, tokens=2400, checkpoint=str(tmp_path))
+    assert 8 * 48 <= 2400 - result["tokens"] < 2400  # it went on, and did not begin again
+    assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
