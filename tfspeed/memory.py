@@ -27,6 +27,23 @@ def aligned(shape, dtype) -> np.ndarray:
     return memory[start:start + count].view(dtype).reshape(shape)
 
 
+def lent(array: np.ndarray):
+    """A tensor over the memory of an array of `aligned`, which nobody may write to any more."""
+    import tensorflow as tf
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def values(variable) -> np.ndarray:
+    """What a Keras variable holds, not to be written to: its own memory, but for types that numpy
+    has none of."""
+    import tensorflow as tf
+    tensor = tf.convert_to_tensor(variable.value)
+    try:
+        return np.asarray(memoryview(tensor))
+    except ValueError:
+        return tensor.numpy()
+
+
 def _private(size: int) -> mmap.mmap:
     """Memory of this process alone: what is shared gets no huge pages."""
     if hasattr(mmap, "MAP_PRIVATE"):

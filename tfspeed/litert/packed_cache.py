@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from tfspeed.cache import cache_folder
@@ -23,6 +22,7 @@ from tfspeed.litert.pack import PackedDecoder, Packer
 from tfspeed.litert.packed_file import read_packed, write_packed
 from tfspeed.litert.smooth import calibration_tokens
 from tfspeed.measure.progress import Progress
+from tfspeed.memory import values
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
 
@@ -75,7 +75,7 @@ def _say_estimate(model: LanguageModel, formats: Formats) -> None:
 def digest(decoder: Decoder, formats: Formats, calibration: np.ndarray) -> str:
     """Of everything that packed weights follow from."""
     def of_variable(variable):
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        array = np.ascontiguousarray(values(variable))
         return f"{array.dtype}{array.shape}".encode() + hashlib.sha256(
             array.reshape(-1).view(np.uint8)).digest()
 

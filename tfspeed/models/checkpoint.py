@@ -17,8 +17,9 @@ import tensorflow as tf
 
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
-from tfspeed.memory import aligned
+from tfspeed.memory import aligned, lent
 from tfspeed.models.config import DecoderConfig
+from tfspeed.models.conversion import unallocated
 from tfspeed.models.decoder import Decoder
 
 _FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
@@ -77,7 +78,8 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         raise TfspeedError(
             f"The config of {checkpoint.name} describes more parameters than the file holds.",
             config=asked, file=held, hint="The file is incomplete, or its metadata is damaged.")
-    decoder = Decoder(checkpoint.config, "zeros", dtype=dtype, name="decoder")
+    with unallocated():
+        decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
     variables, unused = named_variables(decoder), set(checkpoint.tensors)
     for name in variables:
         unused -= set(_sources(name, checkpoint.tensors))
@@ -88,7 +90,7 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         # In order, so that of several faults the first is told.
         for variable, value in zip(variables.values(), pool.map(fill, variables,
                                                                 variables.values()), strict=True):
-            variable.assign(value)
+            variable._initialize(value)
     if unused:
         raise TfspeedError(
             f"{checkpoint.name} holds tensors that its config has no place for.",
@@ -98,7 +100,7 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
 
 
 def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str):
-    """What fills a variable of this name, shape and type."""
+    """What fills a variable of this name, shape and type: memory that it takes over."""
     sources = _sources(name, checkpoint.tensors)
     arrays = [_read(checkpoint, source) for source in sources]
     if len({a.shape[:-1] for a in arrays}) > 1:
@@ -116,10 +118,7 @@ def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: st
         end = at + array.shape[-1]
         value[..., at:end] = array
         at = end
-    if dtype != "float32":
-        return value
-    # TensorFlow takes over the memory: the variable is never held twice, and lies on huge pages.
-    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
+    return tf.cast(lent(value), dtype)
 
 
 def _sources(name: str, tensors) -> list[str]:
