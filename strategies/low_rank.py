@@ -43,7 +43,8 @@ class Options:
                                    "under 0.9")
     targets: str = _option("", "regular expression of the names of Dense layers; default: all but "
                                "the output layer")
-    multiple: int = _option(16, "ranks are multiples of it: kernels compute sixteen rows at a time")
+    multiple: int = _option(16, "ranks are multiples of it, finer in narrow layers: kernels "
+                                "compute sixteen rows at a time")
     whiten: bool = _option(True, "fit to what the layers read in the calibration text; false: "
                                  "plain SVD, which destroys language models")
 
@@ -72,7 +73,7 @@ class LowRank(Strategy):
         spectra = self._spectra(copy, found, tokens)
         goal = max(1, round(self.options.fraction * model.parameters))
         self._check(spectra, goal, model.parameters)
-        ranks = low_rank.ranks(spectra, goal, self.options.multiple)
+        ranks = low_rank.ranks(spectra, goal)
         errors = self._split(copy, [t for t in found if t.name in ranks], ranks, tokens)
         self._tell(model, copy, every, spectra, ranks, errors)
         return copy
@@ -94,7 +95,9 @@ class LowRank(Strategy):
                     if cost is None:
                         continue
                     scale = (cost @ directions ** 2) @ energies * scale
-                spectra[o.target.name] = Spectrum(o.target.shape, scale * energies)
+                spectra[o.target.name] = Spectrum(
+                    o.target.shape, scale * energies,
+                    low_rank.fitting(self.options.multiple, o.target.shape))
 
         _read(copy, found, tokens, survey)
         return spectra
@@ -115,14 +118,13 @@ class LowRank(Strategy):
         return errors
 
     def _check(self, spectra, goal, parameters) -> None:
-        most = low_rank.reach(spectra, self.options.multiple)
+        most = low_rank.reach(spectra)
         if most < goal:
             raise TfspeedError(
                 "No ranks of these layers save as many parameters.",
                 low_rank_fraction=self.options.fraction, layers=len(spectra),
                 most=round(most / parameters, 4),
-                hint="Ask for a smaller fraction, wider --low_rank_targets, or a smaller "
-                     "--low_rank_multiple.")
+                hint="Ask for a smaller fraction, or for more layers by --low_rank_targets.")
 
     def _tell(self, before, after, every, spectra, ranks, errors) -> None:
         self._lines = [f"{before.parameters / 1e6:.2f} M parameters became "

@@ -67,9 +67,8 @@ def test_inputs_that_fill_no_space():
     assert np.isfinite(second).all()
 
 
-def spectrum(shape, decay):
-    energies = decay ** np.arange(min(shape))
-    return Spectrum(shape, energies)
+def spectrum(shape, decay, multiple=4):
+    return Spectrum(shape, decay ** np.arange(min(shape)), multiple)
 
 
 def total_loss(spectra, ranks):
@@ -79,7 +78,7 @@ def total_loss(spectra, ranks):
 def test_the_budget_is_met_and_no_more():
     spectra = {str(i): spectrum((64 + 16 * i, 48), 0.8 + 0.02 * i) for i in range(5)}
     for goal in (1, 500, 3000, 9000):
-        ranks = low_rank.ranks(spectra, goal, 4)
+        ranks = low_rank.ranks(spectra, goal)
         saved = sum(spectra[n].saved(r) for n, r in ranks.items())
         assert goal <= saved < goal + 1600  # at most a break-even's step over it
         assert all(r % 4 == 0 and spectra[n].saved(r) > 0 for n, r in ranks.items())
@@ -87,11 +86,11 @@ def test_the_budget_is_met_and_no_more():
 
 def test_ranks_go_where_they_cost_least():
     """Against every choice there is."""
-    spectra = {"a": spectrum((16, 16), 0.9), "b": spectrum((24, 16), 0.5),
-               "c": Spectrum((16, 24), np.ones(16))}
+    spectra = {"a": spectrum((16, 16), 0.9, 2), "b": spectrum((24, 16), 0.5, 2),
+               "c": Spectrum((16, 24), np.ones(16), 2)}
     options = {n: [None, *range(2, 16, 2)] for n in spectra}
     for goal in (100, 200, 400):
-        ranks = low_rank.ranks(spectra, goal, 2)
+        ranks = low_rank.ranks(spectra, goal)
         saved = sum(spectra[n].saved(r) for n, r in ranks.items())
         assert saved >= goal
         best = min(total_loss(spectra, chosen)
@@ -103,18 +102,22 @@ def test_ranks_go_where_they_cost_least():
 
 
 def test_layers_that_cost_more_stay_whole():
-    spectra = {"flat": Spectrum((32, 32), np.full(32, 1.0)), "steep": spectrum((32, 32), 0.5)}
-    assert set(low_rank.ranks(spectra, 500, 4)) == {"steep"}
-    assert low_rank.ranks({"thin": spectrum((32, 2), 0.5)}, 10, 4) == {}
+    spectra = {"flat": Spectrum((32, 32), np.ones(32), 4), "steep": spectrum((32, 32), 0.5)}
+    assert set(low_rank.ranks(spectra, 500)) == {"steep"}
+    assert low_rank.ranks({"thin": spectrum((32, 2), 0.5)}, 10) == {}
+
+
+def test_narrow_layers_get_finer_ranks():
+    assert [low_rank.fitting(16, shape) for shape in ((576, 960), (64, 512), (4, 90))] == [16, 8, 1]
 
 
 def test_what_can_be_reached():
-    spectra = {"a": spectrum((32, 32), 0.9), "narrow": spectrum((32, 4), 0.9)}
-    most = low_rank.reach(spectra, 8)
+    spectra = {"a": spectrum((32, 32), 0.9, 8), "narrow": spectrum((32, 4), 0.9, 8)}
+    most = low_rank.reach(spectra)
     assert most == 32 * 32 - 8 * 64
-    ranks = low_rank.ranks(spectra, most, 8)
+    ranks = low_rank.ranks(spectra, most)
     assert ranks == {"a": 8}
-    assert low_rank.ranks(spectra, most + 1, 8) == {"a": 8}
+    assert low_rank.ranks(spectra, most + 1) == {"a": 8}
 
 
 def test_costs_are_squared_gradients_of_the_outputs():

@@ -157,7 +157,7 @@ class Letters:
     ({"multiple": 0}, "from 1 on"), ({"targets": "convolution"}, "No layer of the model matches"),
     ({"targets": "("}, "regular expression"), ({"fraction": 0.89}, "No ranks of these layers"),
     ({"targets": "embedding"}, "No layer of the model matches"),
-    ({"multiple": 64}, "No ranks of these layers")])
+    ({"targets": "block_0/attention/out"}, "No ranks of these layers")])
 def test_bad_options(options, message):
     with pytest.raises(TfspeedError, match=message):
         applied(tiny_decoder(**WIDE), **options)

@@ -25,14 +25,21 @@ class Spectrum:
         shape: `(out, in)`.
         energies: loss of each direction, the largest first, `[min(out, in)]`, in a unit that all
             layers share.
+        multiple: ranks are multiples of it.
     """
 
     shape: tuple[int, int]
     energies: np.ndarray
+    multiple: int
 
     @property
     def parameters(self) -> int:
         return self.shape[0] * self.shape[1]
+
+    @property
+    def break_even(self) -> int:
+        """The largest rank that saves anything; 0 where none does."""
+        return (self.parameters - 1) // sum(self.shape) // self.multiple * self.multiple
 
     def saved(self, rank: int) -> int:
         """Parameters that two products of a rank do without; negative where one holds less."""
@@ -77,22 +84,24 @@ def halves(matrix: np.ndarray, gram: np.ndarray | None, rank: int,
     return first.astype(np.float32), (directions * even).astype(np.float32)
 
 
-def ranks(spectra: dict[str, Spectrum], goal: int, multiple: int) -> dict[str, int]:
+def fitting(multiple: int, shape: tuple[int, int]) -> int:
+    """A narrow layer gets finer ranks: eight at least under its smaller side."""
+    return max(1, min(multiple, min(shape) // 8))
+
+
+def ranks(spectra: dict[str, Spectrum], goal: int) -> dict[str, int]:
     """The ranks that together do without at least `goal` parameters and lose least.
 
     Layers for which a smaller rank does not pay are left out: they stay whole. Each layer's loss
     over its parameters is followed along its convex hull, and the cheapest steps of all layers go
     first (water-filling), the last one as far as is needed.
 
-    Args:
-        multiple: ranks are multiples of it.
-
     Returns:
         Ranks by name; what can be reached where the goal cannot.
     """
     steps = []
     for name, spectrum in spectra.items():
-        steps += [(price, name, rank) for price, rank in _hull(spectrum, multiple)]
+        steps += [(price, name, rank) for price, rank in _hull(spectrum)]
     chosen: dict[str, int] = {}
     freed = 0
     for _, name, rank in sorted(steps, key=lambda step: step[0]):
@@ -102,22 +111,22 @@ def ranks(spectra: dict[str, Spectrum], goal: int, multiple: int) -> dict[str, i
         before = spectrum.saved(chosen[name]) if name in chosen else 0
         # The largest rank that is enough, if the step goes that far.
         left = spectrum.parameters - (goal - freed + before)
-        enough = left // sum(spectrum.shape) // multiple * multiple
-        chosen[name] = max(rank, min(enough, chosen.get(name, _break_even(spectrum, multiple))))
+        enough = left // sum(spectrum.shape) // spectrum.multiple * spectrum.multiple
+        chosen[name] = max(rank, min(enough, chosen.get(name, spectrum.break_even)))
         freed += spectrum.saved(chosen[name]) - before
     return chosen
 
 
-def reach(spectra: dict[str, Spectrum], multiple: int) -> int:
+def reach(spectra: dict[str, Spectrum]) -> int:
     """The most parameters that `ranks` can do without."""
-    return sum(max(0, s.saved(multiple)) for s in spectra.values())
+    return sum(max(0, s.saved(s.multiple)) for s in spectra.values())
 
 
-def _hull(spectrum: Spectrum, multiple: int) -> list[tuple[float, int]]:
+def _hull(spectrum: Spectrum) -> list[tuple[float, int]]:
     """Steps of rising price: loss a parameter, and the rank that a step leads to."""
     tail = np.concatenate([np.cumsum(spectrum.energies[::-1])[::-1], [0.0]])
     corners = [(0, 0.0, 0)]  # parameters saved, loss, rank
-    for rank in range(_break_even(spectrum, multiple), 0, -multiple):
+    for rank in range(spectrum.break_even, 0, -spectrum.multiple):
         point = spectrum.saved(rank), float(tail[rank]), rank
         while len(corners) > 1 and _price(corners[-2], point) <= _price(corners[-2], corners[-1]):
             corners.pop()
@@ -127,8 +136,3 @@ def _hull(spectrum: Spectrum, multiple: int) -> list[tuple[float, int]]:
 
 def _price(a, b) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _break_even(spectrum: Spectrum, multiple: int) -> int:
-    """The largest rank that saves anything; 0 where none does."""
-    return (spectrum.parameters - 1) // sum(spectrum.shape) // multiple * multiple
