@@ -14,7 +14,8 @@ from tfspeed.compression.sparse import compensated
 
 _ROUNDS = 30  # of k-means at most
 _SAMPLE = 1 << 16  # values that the initial centroids are made from
-_GROUP = 128  # columns whose errors reach the others together
+_ENOUGH = 1 << 18  # values for the means of a whole matrix
+_GROUP = 16  # columns whose errors reach the others together: what is fastest
 INITS = {"linear": "LINEAR", "kmeans++": "KMEANS_PLUS_PLUS", "density": "DENSITY_BASED",
          "random": "RANDOM"}
 PER = {"tensor": None, "output": 1, "input": 0}  # what shares a codebook: the axes of [out, in]
@@ -109,8 +110,10 @@ def clustered(matrix: np.ndarray, gram: np.ndarray | None, clusters: int, init: 
     sizes = np.sqrt(np.square(matrix).mean(PER[per], keepdims=True)) + np.float32(1e-12)
     start = initial((matrix / sizes)[~kept], clusters, init)
     if per != "input":
-        parts = matrix if per == "output" else matrix.reshape(1, -1)
-        codebooks = refined(parts, counts.reshape(parts.shape), start * sizes.reshape(-1, 1))
+        rows = slice(None, None, max(1, matrix.size // _ENOUGH) if per == "tensor" else 1)
+        parts = matrix if per == "output" else matrix[rows].reshape(1, -1)
+        codebooks = refined(parts, counts[rows].reshape(parts.shape),
+                            start * sizes.reshape(-1, 1))
 
     def codebook(column, values):
         """`[clusters]`, or `[out, clusters]`; that of a column is made when its turn comes."""
