@@ -2,9 +2,9 @@
 
 What changes: the values of the weights, by a short training. The teacher is the model as it was
 loaded; the loss is KL(teacher ‖ student) over the next tokens of a text, mixed with cross-entropy
-where asked for. `full` trains all float32 weights; `lora` adapters on every Dense, which are merged
-at the end, with norms, biases and thin products. Weights that are packed integers stay; zeros of a
-pruned matrix stay zero. Runs on every replica of `mirrored`, to the same result.
+where asked for. `full` trains all float32 weights; `lora` norms, biases, and adapters on every
+Dense, which are merged at the end. Weights that are packed integers stay; zeros of a pruned matrix
+stay zero. Runs on every replica of `mirrored`, to the same result.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
 `--strategy=prune_structured+distill`.
 When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import strategies
-from strategies import mirrored
+from strategies import mirrored, prune_structured
 from strategies.distill import Distill, Options
 from tests.conftest import tiny_decoder
 from tests.training.test_loop import damaged, weights
@@ -49,7 +49,8 @@ def test_it_comes_closer_to_the_original(changes):
 
 def test_it_composes_with_mirrored():
     # Ten steps: Adam's first ones follow the signs of gradients, and rounding errors grow.
-    options = {"distill": dataclasses.replace(SMALL, tokens=480), "mirrored": mirrored.Options(replicas=2)}
+    options = {"distill": dataclasses.replace(SMALL, tokens=480),
+               "mirrored": mirrored.Options(replicas=2)}
     alone = strategies.create("distill", options).apply(loaded())
     for names in ("distill+mirrored", "mirrored+distill"):
         strategy = strategies.create(names, options)
@@ -58,6 +59,27 @@ def test_it_composes_with_mirrored():
             for a, b in zip(weights(alone), weights(made), strict=True):
                 np.testing.assert_allclose(a, b, atol=3e-4)
         assert len(made.placement.devices) > 1
+
+
+@pytest.mark.parametrize("before", ["low_rank", "prune_structured", "quantize"])
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_it_recovers_what_other_strategies_leave(before, trainable):
+    rate = {"full": 3e-4, "lora": 3e-3}[trainable]
+    options = {"distill": dataclasses.replace(SMALL, trainable=trainable, rank=2,
+                                              learning_rate=rate),
+               "prune_structured": prune_structured.Options(fraction=0.4)}
+    model = tiny_decoder()
+    model.reload = tiny_decoder
+    changed = strategies.create(before, options).apply(model)
+    if before == "quantize" and trainable == "lora":
+        with pytest.raises(TfspeedError, match="Dense"):
+            strategies.create("distill", options).apply(changed)
+        return
+    made = strategies.create("distill", options).apply(changed)
+    if before != "quantize":  # eight bits leave nothing to recover
+        assert distance(made, tiny_decoder()) < distance(changed, tiny_decoder())
+    assert [v.shape for v in made.keras_model.weights] == \
+        [v.shape for v in changed.keras_model.weights]
 
 
 def test_zeros_of_a_pruned_matrix_stay():

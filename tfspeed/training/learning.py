@@ -18,8 +18,8 @@ def every(keras_model: keras.Model) -> list:
 
 
 def small(keras_model: keras.Model) -> list:
-    """Those of `every` that learn beside adapters: norms, biases, the thin products of low-rank
-    layers; no kernel that an adapter stands in for, no table, no convolution."""
+    """Those of `every` that learn beside adapters: norms and biases; no kernel that an adapter
+    stands in for, no table, no convolution."""
     kept = {id(layer._kernel) for layer in dense_layers(keras_model).values()}
     for _, layer in targets.named_layers(keras_model):
         if type(layer) in targets.KINDS and not isinstance(layer, keras.layers.Dense):
