@@ -27,7 +27,9 @@ from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder
 
 WHAT = ("auto", "neurons", "heads", "layers")
-_WINDOWS = 64  # of 256 tokens, where the text has as many
+# Of 256 tokens, where the text has as many. The refit's error on unseen text follows them: without
+# a quarter of a layer's neurons (SmolLM2) 12.9 % with 24 windows, 11.8 % with 64, 10.7 % with 128.
+_WINDOWS = 128
 
 
 def _option(default, text):

@@ -22,7 +22,8 @@ from tfspeed.compression.structured import cheapest, columns_of, refitted, remov
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 
-_TRIAL_WINDOWS = 2  # of the calibration text, for KL divergences
+_WINDOWS = 24  # of the calibration text at most, spread over it
+_TRIAL_WINDOWS = 2  # of these, for KL divergences
 _TRIAL = 0.25  # share of a layer's units that a trial takes out
 _LARGEST = 0.75  # that may go from one layer
 _PLACES = {"heads": "attention", "neurons": "mlp"}
@@ -66,6 +67,7 @@ class Survey:
     """
 
     def __init__(self, decoder: Decoder, tokens: np.ndarray):
+        tokens = tokens[::-(-len(tokens) // _WINDOWS)]
         self.decoder, self.curves, self.sizes = decoder, {}, {}
         self.reader = Reader(decoder, tokens)
         self._trial = self.reader.embedded[:_TRIAL_WINDOWS]
