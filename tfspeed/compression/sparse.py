@@ -8,6 +8,7 @@ from tfspeed.compression import hessian
 from tfspeed.compression.patterns import Pattern
 
 _GROUP = 128  # columns whose mask is chosen together
+_BLOCK = 16  # columns whose errors reach those behind them together, at least: what is fastest
 
 
 def wanda(matrix: np.ndarray, gram: np.ndarray, pattern: Pattern, sparsity: float) -> np.ndarray:
@@ -65,12 +66,14 @@ def compensated(matrix: np.ndarray, root: np.ndarray, width: int,
         float32 `[out, in]`.
     """
     rest = np.ascontiguousarray(matrix.T, np.float32)
-    for start in range(0, len(rest), width):
-        end = min(start + width, len(rest))
-        change = plan(rest[start:end], start)
+    block = width * max(1, _BLOCK // width)
+    for start in range(0, len(rest), block):
+        end = min(start + block, len(rest))
         errors = np.empty((end - start, rest.shape[1]), np.float32)
         for column in range(start, end):
-            values = change(column - start, rest[column])
+            if column % width == 0:
+                change = plan(rest[column:min(column + width, end)], column)
+            values = change(column % width, rest[column])
             error = (rest[column] - values) / root[column, column]
             rest[column] = values
             rest[column + 1:end] -= np.outer(root[column, column + 1:end], error)

@@ -15,7 +15,6 @@ from tfspeed.compression.sparse import compensated
 _ROUNDS = 30  # of k-means at most
 _SAMPLE = 1 << 16  # values that the initial centroids are made from
 _ENOUGH = 1 << 18  # values for the means of a whole matrix
-_GROUP = 16  # columns whose errors reach the others together: what is fastest
 INITS = {"linear": "LINEAR", "kmeans++": "KMEANS_PLUS_PLUS", "density": "DENSITY_BASED",
          "random": "RANDOM"}
 PER = {"tensor": None, "output": 1, "input": 0}  # what shares a codebook: the axes of [out, in]
@@ -121,13 +120,11 @@ def clustered(matrix: np.ndarray, gram: np.ndarray | None, clusters: int, init: 
             return codebooks if per == "output" else codebooks[0]
         return refined(values[None], counts[None, :, column], start[None] * sizes[0, column])[0]
 
-    def plan(rest, first):
-        def change(at, values):
-            column = first + at
-            return np.where(kept[:, column], values, nearest(values, codebook(column, values)))
-        return change
+    def plan(rest, column):
+        return lambda _, values: np.where(kept[:, column], values,
+                                          nearest(values, codebook(column, values)))
 
-    return compensated(matrix, hessian.inverse_root(gram), _GROUP, plan)
+    return compensated(matrix, hessian.inverse_root(gram), 1, plan)
 
 
 def _largest(matrix: np.ndarray, count: int) -> np.ndarray:
