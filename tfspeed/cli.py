@@ -160,7 +160,8 @@ def make_strategy(names: str):
         options[name] = cls(**{field.name: getattr(flags.FLAGS, f"{name}_{field.name}")
                                for field in dataclasses.fields(cls)})
     for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
-        owner = next((n for n in strategies.STRATEGIES if flag.name.startswith(f"{n}_")), None)
+        owner = max((n for n in strategies.STRATEGIES if flag.name.startswith(f"{n}_")), key=len,
+                    default=None)  # of prune and prune_structured, the one that is meant
         if owner and owner not in parts and flag.present:
             raise TfspeedError(f"--{flag.name} is an option of the strategy {owner}, which is not "
                                "in use.", strategy=names,
