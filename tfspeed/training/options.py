@@ -6,7 +6,7 @@ import math
 from tfspeed.errors import TfspeedError
 
 TRAINABLE = ("full", "lora")
-# Found on SmolLM2-135M, see BUILD.md: adapters start at zero and take larger steps.
+# What BUILD.md's figures were made with; other rates were not compared on a real model.
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 
 
