@@ -10,7 +10,7 @@ Why it is faster: it is not; it pays for what made the model faster. Put it behi
 When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand
 tokens do not show, and the project's own calibration text (6,000 tokens) is read over and over:
 give a text by `--calibration`, or `--distill_data=self`.
-What it costs: by default (40,000 tokens) five to ten minutes for 135 M parameters on 2 cores.
+What it costs: by default (40,000 tokens) some five minutes for 135 M parameters on 2 cores.
 Memory in full: the teacher, the student, its gradients, twice its size for Adam; lora: little over
 the two models. A checkpoint is three times the weights while it runs, once afterwards; it stays,
 and the same command takes the trained weights from it.
