@@ -44,8 +44,8 @@ class Rounding:
         return pack(name, matrix, bits, block)
 
     def factor(self, name: str, gram: np.ndarray, *matrices: np.ndarray) -> np.ndarray:
-        """`t` of each channel, float32 `[in]`, under which rounding `W · t` moves the outputs of the
-        matrices least. Source: AWQ, arXiv:2306.00978.
+        """`t` of each channel, float32 `[in]`, under which rounding `W · t` moves the matrices'
+        outputs least. Source: AWQ, arXiv:2306.00978.
         """
         bits, block = self.form(name, gram.shape[0])
         activations = np.sqrt(np.diag(gram))
