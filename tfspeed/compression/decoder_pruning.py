@@ -60,6 +60,7 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
         _share(getattr(made, name, None), getattr(decoder, name, None))
     reader = Reader(decoder, tokens)
     x, blocks = reader.embedded, iter(made.blocks)
+    last = max([*cut.heads, *cut.neurons], default=-1)  # behind it nothing is refitted
     for i, block in enumerate(decoder.blocks):
         if i in cut.layers:
             continue
@@ -72,7 +73,8 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
             for kind in kinds:
                 kept[kind] = _kept(kind, block, grams.of(kind), getattr(cut, kind)[i], multiple)
         _fill(new, block, kept)
-        x = reader.through(i, x, new)
+        if i < last:
+            x = reader.through(i, x, new)
     return made
 
 
