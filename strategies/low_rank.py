@@ -5,12 +5,13 @@ the layer's outputs on calibration text least. Each layer's rank comes from one 
 go where a parameter saved costs the model's prediction least. Layers are split one after another,
 so that later ones are fitted to what earlier ones have become.
 Why it is faster: a decode step reads r · (out + in) weights of the layer, not out · in. At
-`fraction=0.1` SmolLM2-135M reads 485 MB a token in float32 instead of 538 (int8: 121, not 135).
+`fraction=0.1` SmolLM2-135M reads 484 MB a token in float32 instead of 538 (int8: 121, not 135).
 When it is not: a rank saves nothing before it is under out · in / (out + in), which is 288 for
 SmolLM2's square 576 x 576 matrices and 485 for its 3072 x 576 ones: a square matrix must lose half
-of its directions before a byte is saved. A layer that is split is one operator (or one wait
-of the threads) more, which a small model's step feels. Matrices where it would not pay are left
-whole, and the report names them. `prune_structured` gives up as many weights for a little less quality, and adds no operator.
+of its directions before a byte is saved. A layer that is split is one operator (or one wait of the
+threads) more, which a small model's step feels. Matrices where it would not pay are left whole,
+and the report names them. `prune_structured` gives up as many weights for a little less quality,
+and adds no operator.
 What it costs: five to seven minutes for 135 M parameters on two cores that others used too, and
 quality, over the gate of 10 % already at `fraction=0.1`: follow with `distill`.
 Exact: no; the report states each kind's error. See BUILD.md for perplexities.
