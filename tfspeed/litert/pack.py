@@ -77,7 +77,7 @@ class PackedDecoder:
         if self.position_embedding is not None:
             found.append(self.position_embedding)
         if self.head.weight is not self.embedding:
-            found.append(self.head.weight)
+            found += self.head.weights
         return found
 
     @property
