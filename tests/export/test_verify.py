@@ -164,7 +164,7 @@ def test_what_cannot_be_compared(copies, form, spoil, words):
 
 @pytest.mark.parametrize(("name", "words"), [
     ("nothing.tflite", "no such file"), ("x" * 300, "no such file"), ("a\0b", "no such file"),
-    ("a.txt", "takes a .tflite file")])
+    ("a.txt", "takes a .tflite, .litertlm")])
 def test_names_of_no_artifact(tmp_path, name, words):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(TfspeedError, match=words):
