@@ -13,14 +13,11 @@ Exact: no; perplexity moves by less than a percent.
 Source: bfloat16, arXiv:1905.12322; mixed precision, arXiv:1710.03740.
 """
 
-import copy
-
 import keras
 
 from strategies.base import Strategy
-from tfspeed.compression.copying import same_variables
+from tfspeed.compression.copying import over, rebuilt, same_variables
 from tfspeed.measure import gate
-from tfspeed.models.conversion import unallocated
 
 
 class _Cast(Strategy):
@@ -35,9 +32,7 @@ class _Cast(Strategy):
         return gate.INT8
 
     def apply(self, model, data=None):
-        changed = copy.copy(model)
-        changed.notes = list(model.notes)
-        changed.keras_model = cast(model.keras_model, self.name)
+        changed = over(model, cast(model.keras_model, self.name))
         self._lines = [
             f"{model.weights_bytes / 1e6:.1f} MB became {changed.weights_bytes / 1e6:.1f} MB. "
             "Whether a step gets faster depends on the processor: without products in "
@@ -62,8 +57,7 @@ def cast(keras_model: keras.Model, dtype: str) -> keras.Model:
     Raises:
         TfspeedError: it cannot be built from its config.
     """
-    with unallocated():
-        made = type(keras_model).from_config(_typed(keras_model.get_config(), dtype))
+    made = rebuilt(keras_model, _typed(keras_model.get_config(), dtype))
     for new, old in same_variables(made, keras_model):
         floating = keras.backend.is_float_dtype(old.dtype)
         # Scales of packed layers keep their type, as all that is not of the old float type.

@@ -19,13 +19,12 @@ Source: ZipLM (arXiv:2302.04089), SlimGPT (arXiv:2412.18110), ShortGPT (arXiv:24
 measured divergence in place of similarity), after optimal brain surgery (Hassibi, Stork 1993).
 """
 
-import copy
 import dataclasses
 import math
 import re
 
 from strategies.base import Strategy
-from tfspeed.compression import calibration, chains, decoder_pruning, pruning_survey
+from tfspeed.compression import calibration, chains, copying, decoder_pruning, pruning_survey
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder
@@ -79,8 +78,7 @@ class PruneStructured(Strategy):
         tokens = calibration.tokens(model, data, windows=_WINDOWS)
         if isinstance(model.keras_model, Decoder):
             decoder, lines = self._decoder(model.keras_model, tokens)
-            made = copy.copy(model)
-            made.keras_model, made.notes = decoder, list(model.notes)
+            made = copying.over(model, decoder)
         else:
             made, lines = chains.prune(model, tokens, self.options)
         before, after = model.parameters, made.parameters

@@ -4,14 +4,13 @@ A chain is a Dense or convolutional layer whose output goes through elementwise 
 Dense layer: the first's outputs are the last's inputs, nobody else reads them, and they can go.
 """
 
-import copy
 import dataclasses
 
 import keras
 import numpy as np
 
 from tfspeed.compression import calibration
-from tfspeed.compression.copying import renew
+from tfspeed.compression.copying import over, renew
 from tfspeed.compression.structured import cheapest, columns_of, refitted, removal
 from tfspeed.compression.targets import Target, find
 from tfspeed.errors import TfspeedError
@@ -171,9 +170,7 @@ def _rebuilt(model: LanguageModel, kept: dict) -> LanguageModel:
         for variable, array in zip(new.variables, arrays, strict=True):
             renew(variable, array)
         new.trainable = old.trainable
-    made = copy.copy(model)
-    made.keras_model, made.notes = small, list(model.notes)
-    return made
+    return over(model, small)
 
 
 def _told(keras_model, chains, kept) -> list[str]:

@@ -15,37 +15,48 @@ def copied(model: LanguageModel) -> LanguageModel:
 
     Nothing may be assigned to a variable of the copy before it has been `renew`ed.
     """
+    made = rebuilt(model.keras_model)
+    share(made, model.keras_model)
+    return over(model, made)
+
+
+def over(model: LanguageModel, keras_model: keras.Model) -> LanguageModel:
+    """A model like another, over a Keras model of its own."""
     made = copy.copy(model)
-    made.keras_model = copied_keras(model.keras_model)
-    made.notes = list(model.notes)
+    made.keras_model, made.notes = keras_model, list(model.notes)
     return made
 
 
-def copied_keras(keras_model: keras.Model) -> keras.Model:
-    """See `copied`. The layers are built again from the model's config, without any memory.
+def rebuilt(keras_model: keras.Model, config: dict | None = None) -> keras.Model:
+    """The layers built again from the model's config, or from a changed one, without any memory:
+    each variable is to be given a value.
 
     Raises:
         TfspeedError: the model cannot be built from its config.
     """
     try:
         with unallocated():
-            made = type(keras_model).from_config(keras_model.get_config())
+            made = type(keras_model).from_config(config or keras_model.get_config())
             if not made.built and keras_model.built:
                 made.build_from_config(keras_model.get_build_config())
     except Exception as error:
         raise _no_config(keras_model, str(error).splitlines()[0][:200] if str(error)
                          else type(error).__name__) from error
-    for mine, original in same_variables(made, keras_model):
-        mine._value, mine._initializer = original._value, None
-        mine.trainable = original.trainable
     return made
 
 
-def same_variables(made: keras.Model, keras_model: keras.Model) -> list[tuple]:
-    """Pairs of the variables of a model that was built from another's config, and the other's."""
-    old, new = keras_model.variables, made.variables
+def share(made, original) -> None:
+    """Lets the variables of a rebuilt model, or of a layer of it, read the original's memory."""
+    for new, old in same_variables(made, original):
+        new._value, new._initializer = old._value, None
+        new.trainable = old.trainable
+
+
+def same_variables(made, original) -> list[tuple]:
+    """Pairs of the variables of a rebuilt model, or layer, and the original's."""
+    old, new = original.variables, made.variables
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
-        raise _no_config(keras_model, "its variables are not those of the original")
+        raise _no_config(original, "its variables are not those of the original")
     return list(zip(new, old, strict=True))
 
 

@@ -11,12 +11,11 @@ import tensorflow as tf
 
 from tfspeed.compression import targets
 from tfspeed.compression.block_reader import Grams, Reader, layers_of, matrix_of
-from tfspeed.compression.copying import renew
+from tfspeed.compression.copying import rebuilt, renew, share
 from tfspeed.compression.pruning_survey import Cut, unit
 from tfspeed.compression.structured import columns_of, refitted, removal
 from tfspeed.errors import TfspeedError
 from tfspeed.models.config import DecoderConfig
-from tfspeed.models.conversion import unallocated
 from tfspeed.models.decoder import Block, Decoder
 
 
@@ -54,10 +53,8 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
     c = decoder.config
     steps = {i: unit(c.layer(i), "neurons", multiple)[1] for i in range(c.num_layers)}
     config = pruned_config(c, cut, steps)
-    with unallocated():
-        made = type(decoder).from_config(decoder.get_config() | {"config": config.to_dict()})
-    for name in ("embedding", "position_embedding", "final_norm", "head"):
-        _share(getattr(made, name, None), getattr(decoder, name, None))
+    made = rebuilt(decoder, decoder.get_config() | {"config": config.to_dict()})
+    _share_named(made, decoder, "embedding", "position_embedding", "final_norm", "head")
     reader = Reader(decoder, tokens)
     x, blocks = reader.embedded, iter(made.blocks)
     last = max([*cut.heads, *cut.neurons], default=-1)  # behind it nothing is refitted
@@ -90,10 +87,8 @@ def _kept(kind, block, gram, steps, multiple) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fill(new: Block, old: Block, kept: dict) -> None:
-    for name in ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm"):
-        _share(getattr(new, name), getattr(old, name))
-    for name in ("query_norm", "key_norm"):
-        _share(getattr(new.attention, name, None), getattr(old.attention, name, None))
+    _share_named(new, old, "attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
+    _share_named(new.attention, old.attention, "query_norm", "key_norm")
     c = old.config
     if "heads" in kept:
         groups, matrix = kept["heads"]
@@ -104,23 +99,21 @@ def _fill(new: Block, old: Block, kept: dict) -> None:
                 np.concatenate([query, key, value]))
         _assign(new.attention.out, matrix)
     else:
-        _share(new.attention.query_key_value, old.attention.query_key_value)
-        _share(new.attention.out, old.attention.out)
+        _share_named(new.attention, old.attention, "query_key_value", "out")
     if "neurons" in kept:
         neurons, matrix = kept["neurons"]
         _select(new.mlp.up, old.mlp.up,
                 np.concatenate([neurons, c.mlp_dim + neurons]) if c.gated_mlp else neurons)
         _assign(new.mlp.down, matrix)
     else:
-        _share(new.mlp.up, old.mlp.up)
-        _share(new.mlp.down, old.mlp.down)
+        _share_named(new.mlp, old.mlp, "up", "down")
 
 
-def _share(new, old) -> None:
-    for mine, original in zip(new.variables if new else (), old.variables if old else (),
-                              strict=True):
-        mine._value, mine._initializer = original._value, None
-        mine.trainable = original.trainable
+def _share_named(new, old, *names: str) -> None:
+    """Shares the layers of these names, where there are such."""
+    for name in names:
+        if getattr(old, name, None) is not None:
+            share(getattr(new, name), getattr(old, name))
 
 
 def _select(new, old, outputs: np.ndarray) -> None:
