@@ -1,26 +1,15 @@
 """Whole texts through a `Decoder` block by block: what layers read, and what a change costs."""
 
-import contextlib
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
 _CHUNK = 8  # windows that go through a block at a time
-
-
-@contextlib.contextmanager
-def replaced_calls(*pairs):
-    """Replaces `call` of layers for a while: pairs of a layer and what makes the new one of the
-    old one."""
-    with contextlib.ExitStack() as undo:
-        for layer, make in pairs:
-            layer.call = make(layer.call)
-            undo.callback(layer.__dict__.pop, "call")
-        yield
 
 
 class Reader:

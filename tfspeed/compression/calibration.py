@@ -1,6 +1,5 @@
 """Calibration text read through a model, layer by layer: what each matrix sees."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -9,6 +8,7 @@ import numpy as np
 from tfspeed.compression.targets import Target
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.smooth import CALIBRATION_TEXT, normalized
+from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
 
@@ -74,28 +74,25 @@ def stream(model: LanguageModel, targets: Sequence[Target], tokens: np.ndarray,
 
 
 class _Watch:
-    """Sums up what layers read while it is entered."""
+    """Sums up what layers read."""
 
     def __init__(self, targets: Sequence[Target]):
         self.targets = [target for target in targets if target.plain]
         self.sums = {id(t): np.zeros((t.shape[1], t.shape[1]), np.float32) for t in self.targets}
         self.counts = dict.fromkeys(self.sums, 0)
 
-    def __enter__(self):
-        for target in self.targets:
-            target.layer.call = self._watched(target, target.layer.call)
-        return self
+    def watching(self):
+        """The context in which it does."""
+        def make(target):
+            def of(call):
+                def watched(x, *args, **kwargs):
+                    self.add(target, target.rows(x))
+                    return call(x, *args, **kwargs)
 
-    def __exit__(self, *error):
-        for target in self.targets:
-            target.layer.__dict__.pop("call")
+                return watched
+            return of
 
-    def _watched(self, target, call):
-        def watched(x, *args, **kwargs):
-            self.add(target, target.rows(x))
-            return call(x, *args, **kwargs)
-
-        return watched
+        return replaced_calls(*((target.layer, make(target)) for target in self.targets))
 
     def add(self, target, rows: np.ndarray) -> None:
         rows = normalized(rows)
@@ -115,29 +112,22 @@ def _by_block(decoder: Decoder, targets, tokens, change) -> None:
     for target in targets:
         groups.setdefault(target.name.split("/")[0], []).append(target)
 
-    def streamed(block, call):
-        group = groups.pop(block.name, [])
+    def streamed(group):
+        def of(call):
+            def run(*args):
+                if group:
+                    watch = _Watch(group)
+                    with watch.watching():
+                        call(*args)
+                    change(watch.observed(group))
+                return call(*args)
 
-        def run(x, rope, bias, cache, index):
-            if group:
-                with _Watch(group) as watch:
-                    call(x, rope, bias, cache, index)
-                change(watch.observed(group))
-            out, _ = call(x, rope, bias, cache, index)
-            return out, cache  # not the filled one: nobody reads it again
+            return run
+        return of
 
-        return run
-
-    with contextlib.ExitStack() as undo:
-        for block in decoder.blocks:
-            block.call = streamed(block, block.call)
-            undo.callback(block.__dict__.pop, "call")
-        lengths = np.full(tokens.shape[0], tokens.shape[1], np.int32)
-        state = decoder.initial_state(*tokens.shape)
-        # Each is read once: one of a shape does.
-        shapes = {cache[0].shape: cache for cache in state["caches"]}
-        state["caches"] = [shapes[cache[0].shape] for cache in state["caches"]]
-        hidden, _ = decoder.forward(tokens, lengths, state)
+    with replaced_calls(*((block, streamed(groups.pop(block.name, [])))
+                          for block in decoder.blocks)):
+        hidden = decoder.hidden(tokens)
     for group in groups.values():  # embedding, head
         change([_head(decoder, target, hidden) for target in group])
 
@@ -158,7 +148,8 @@ def _by_passes(model: LanguageModel, targets, tokens, change) -> None:
         while waiting and (not group or size + _size(waiting[0]) <= _GRAM_BYTES):
             group.append(waiting.pop(0))
             size += _size(group[-1])
-        with _Watch(group) as watch:
+        watch = _Watch(group)
+        with watch.watching():
             for window in tokens if watch.targets else ():
                 model.score(window[None])
         change(watch.observed(group))

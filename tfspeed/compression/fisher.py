@@ -1,13 +1,14 @@
 """How much a change of a layer's outputs costs the model, in nats: the metric in which errors of
 different layers can be compared."""
 
-import contextlib
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfspeed.compression.targets import Target
+from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.language_model import LanguageModel
 
 
@@ -37,10 +38,9 @@ def output_costs(model: LanguageModel, targets: Sequence[Target], tokens: np.nda
 def _gradients(model, targets, window, seed) -> dict[str, np.ndarray]:
     """Squared gradients of a window, summed over its tokens, `[out]` by name."""
     seen: dict[str, list] = {}
-    with tf.GradientTape(watch_accessed_variables=False) as tape, contextlib.ExitStack() as undo:
-        for target in targets:
-            target.layer.call = _watched(target, tape, seen, target.layer.call)
-            undo.callback(target.layer.__dict__.pop, "call")
+    with (tf.GradientTape(watch_accessed_variables=False) as tape,
+          replaced_calls(*((target.layer, functools.partial(_watched, target, tape, seen))
+                           for target in targets))):
         logits = model.score(window)
         drawn = tf.random.stateless_uniform(tf.shape(logits), seed, 1e-9, 1.0)
         labels = tf.argmax(tf.stop_gradient(logits) - tf.math.log(-tf.math.log(drawn)), -1)

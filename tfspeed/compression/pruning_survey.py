@@ -16,10 +16,10 @@ from tfspeed.compression.block_reader import (
     divergence,
     layers_of,
     matrix_of,
-    replaced_calls,
 )
 from tfspeed.compression.structured import cheapest, columns_of, refitted, removal
 from tfspeed.models.config import DecoderConfig
+from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Decoder
 
 _WINDOWS = 24  # of the calibration text at most, spread over it

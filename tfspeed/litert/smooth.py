@@ -7,13 +7,13 @@ the rows of the product, that made `x`. Source: SmoothQuant, arXiv:2211.10438; b
 the root mean square of a channel, for the largest value grows with the text that is read.
 """
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
 CALIBRATION_TEXT = Path(__file__).parents[1] / "data" / "calibration_text.txt"
@@ -48,34 +48,25 @@ def walk(decoder: Decoder, tokens: np.ndarray,
     def rows(x):
         return np.array(keras.ops.convert_to_numpy(x), np.float32).reshape(-1, x.shape[-1])
 
-    def watch(layer):
-        call = layer.call
+    def watched(layer):
+        def of(call):
+            def block(*args):
+                out = call(*args)
+                see(layer, dict(found))
+                found.clear()
+                return out
 
-        def block(x, rope, bias, cache, index):
-            out, _ = call(x, rope, bias, cache, index)
-            see(layer, dict(found))
-            found.clear()
-            return out, cache  # not the filled one: nobody reads it again
+            def dense(x):
+                found[id(layer)] = rows(x)
+                return call(x)
 
-        def dense(x):
-            found[id(layer)] = rows(x)
-            return call(x)
+            return block if isinstance(layer, Block) else dense
+        return of
 
-        layer.call = block if isinstance(layer, Block) else dense
-        undo.callback(layer.__dict__.pop, "call")
-
-    with contextlib.ExitStack() as undo:
-        for block in decoder.blocks:
-            for layer in (block, block.attention.query_key_value, block.attention.out,
-                          block.mlp.up, block.mlp.down):
-                watch(layer)
-        lengths = np.full(tokens.shape[0], tokens.shape[1], np.int32)
-        state = decoder.initial_state(*tokens.shape)
-        # Each is read once: one of a shape does.
-        shapes = {cache[0].shape: cache for cache in state["caches"]}
-        state["caches"] = [shapes[cache[0].shape] for cache in state["caches"]]
-        hidden, _ = decoder.forward(tokens, lengths, state)
-    return rows(hidden)
+    with replaced_calls(*((layer, watched(layer)) for block in decoder.blocks for layer in (
+            block, block.attention.query_key_value, block.attention.out, block.mlp.up,
+            block.mlp.down))):
+        return rows(decoder.hidden(tokens))
 
 
 def normalized(inputs: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Layers that become layers of another kind in place, in any Keras 3 model, and are saved so.
+"""Layers that become layers of another kind in place, in any Keras 3 model, and are saved so; or
+that run another function for a while.
 
 A layer is known to its parents, to the graph of a functional model and to whoever holds it: it
 keeps its identity and takes over the class and the content of another.
@@ -35,6 +36,17 @@ def convert(layer: keras.layers.Layer, made: keras.layers.Layer) -> None:
     object.__setattr__(layer, "__class__", type(made))
     object.__setattr__(layer, "__dict__", made.__dict__)
     layer.__dict__.update(kept)
+
+
+@contextlib.contextmanager
+def replaced_calls(*pairs):
+    """Replaces `call` of layers for a while: pairs of a layer and what makes the new one of the
+    old one."""
+    with contextlib.ExitStack() as undo:
+        for layer, make in pairs:
+            layer.call = make(layer.call)
+            undo.callback(layer.__dict__.pop, "call")
+        yield
 
 
 def named_layers(root: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]]:

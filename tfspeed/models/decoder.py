@@ -116,7 +116,7 @@ class Attention(keras.layers.Layer):
             index: slot that the first of the new tokens takes, int32 scalar.
 
         Returns:
-            `[batch, length, hidden]` and the new cache.
+            `[batch, length, hidden]` and the new cache, None where there was none.
         """
         c = self.config
         batch, length = ops.shape(x)[0], ops.shape(x)[1]
@@ -151,7 +151,7 @@ class Attention(keras.layers.Layer):
                             (batch, c.num_heads, length, c.head_dim))
         mixed = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)),
                             (batch, length, c.num_heads * c.head_dim))
-        return self.out(mixed), (keys, values)
+        return self.out(mixed), None if cache is None else (keys, values)
 
 
 class MLP(keras.layers.Layer):
