@@ -12,11 +12,21 @@ class NoOptions:
     """Options of a strategy that has none."""
 
 
+def option(default, text: str):
+    """A field of a strategy's `Options`, with the text that `--help` prints."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def some(names: list[str], count: int = 6) -> str:
+    """The first of some names, for a report."""
+    return ", ".join(names[:count]) + (" …" if len(names) > count else "")
+
+
 class Strategy:
     """One technique. Subclasses set `name` and `Options` and override what they need.
 
-    `Options` is a frozen dataclass; each field has a default and `metadata={"help": …}`, and
-    becomes the flag `--<name>_<field>`.
+    `Options` is a frozen dataclass; each field is an `option` and becomes the flag
+    `--<name>_<field>`. What `apply` did is left in `_lines`, for `report`.
     """
 
     name = ""
@@ -24,6 +34,7 @@ class Strategy:
 
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
+        self._lines: list[str] = []
 
     @property
     def label(self) -> str:
@@ -53,7 +64,7 @@ class Strategy:
 
     def report(self) -> list[str]:
         """What was changed, and what was left alone and why, after `apply`."""
-        return []
+        return self._lines
 
 
 class Composition(Strategy):

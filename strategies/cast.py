@@ -23,10 +23,6 @@ from tfspeed.measure import gate
 class _Cast(Strategy):
     """`name` is the type."""
 
-    def __init__(self, options=None):
-        super().__init__(options)
-        self._lines: list[str] = []
-
     @property
     def max_perplexity_increase(self):
         return gate.INT8
@@ -38,9 +34,6 @@ class _Cast(Strategy):
             "Whether a step gets faster depends on the processor: without products in "
             f"{self.name} each value is turned into float32 first."]
         return changed
-
-    def report(self):
-        return self._lines
 
 
 class Float16(_Cast):

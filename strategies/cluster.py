@@ -16,27 +16,23 @@ import dataclasses
 
 import numpy as np
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option, some
 from tfspeed.compression import calibration, copying, targets, tfmot_clustering
 from tfspeed.compression.filesize import deflated_share, index_bits
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
 
 
-def _option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    clusters: int = _option(16, "distinct values of a codebook, 2 to 256")
-    init: str = _option("kmeans++", "how TFMOT makes the first centroids: linear, kmeans++, "
+    clusters: int = option(16, "distinct values of a codebook, 2 to 256")
+    init: str = option("kmeans++", "how TFMOT makes the first centroids: linear, kmeans++, "
                                     "density or random")
-    per: str = _option("tensor", "what shares a codebook: tensor; output (a row of the matrix); "
+    per: str = option("tensor", "what shares a codebook: tensor; output (a row of the matrix); "
                                  "input (a column)")
-    outliers: float = _option(0.005, "share of the weights, the largest, that keep values of their "
+    outliers: float = option(0.005, "share of the weights, the largest, that keep values of their "
                                      "own")
-    targets: str = _option("", "regular expression of the layers' names; default: all but "
+    targets: str = option("", "regular expression of the layers' names; default: all but "
                                "embeddings and head")
 
 
@@ -57,7 +53,6 @@ class Cluster(Strategy):
             if value not in known:
                 raise TfspeedError(f"cluster_{name} must be one of {', '.join(known)}.",
                                    **{f"cluster_{name}": value})
-        self._lines: list[str] = []
 
     @property
     def max_perplexity_increase(self):
@@ -96,7 +91,5 @@ class Cluster(Strategy):
             "Clusters make no engine here faster: a weight is read as the float that it was."]
         if blind:
             self._lines.append("Without compensation, for what they read is not observed: "
-                               f"{', '.join(blind[:6])}{' …' if len(blind) > 6 else ''}.")
+                               f"{some(blind)}.")
 
-    def report(self):
-        return self._lines

@@ -23,7 +23,7 @@ import dataclasses
 import numpy as np
 
 import tfspeed
-from strategies.base import Strategy
+from strategies.base import Strategy, option
 from tfspeed.compression import copying
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
@@ -33,24 +33,20 @@ from tfspeed.training.learning import every
 _SPARSE = 0.01  # a matrix with a larger share of zeros was pruned
 
 
-def _option(default, help_text):
-    return dataclasses.field(default=default, metadata={"help": help_text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    tokens: int = _option(40_000, "how many are read")
-    learning_rate: float = _option(0.0, "its peak; 0: a default for full or lora")
-    trainable: str = _option("full", "full, or lora: adapters, merged at the end")
-    rank: int = _option(16, "of the adapters")
-    length: int = _option(256, "tokens of a window")
-    batch: int = _option(4, "windows a step")
-    data: str = _option("text", "text: that of --calibration; self: what the teacher writes")
-    temperature: float = _option(1.0, "softens the distributions that are compared")
-    cross_entropy: float = _option(0.0, "share of the loss on the text itself, 0 to 1")
-    teacher: str = _option("", "the model to learn from; default: the one of --model, as loaded")
-    checkpoint: str = _option("", "folder that an interrupted run goes on from")
-    seed: int = _option(0, "of the order of the text, and of what the teacher writes")
+    tokens: int = option(40_000, "how many are read")
+    learning_rate: float = option(0.0, "its peak; 0: a default for full or lora")
+    trainable: str = option("full", "full, or lora: adapters, merged at the end")
+    rank: int = option(16, "of the adapters")
+    length: int = option(256, "tokens of a window")
+    batch: int = option(4, "windows a step")
+    data: str = option("text", "text: that of --calibration; self: what the teacher writes")
+    temperature: float = option(1.0, "softens the distributions that are compared")
+    cross_entropy: float = option(0.0, "share of the loss on the text itself, 0 to 1")
+    teacher: str = option("", "the model to learn from; default: the one of --model, as loaded")
+    checkpoint: str = option("", "folder that an interrupted run goes on from")
+    seed: int = option(0, "of the order of the text, and of what the teacher writes")
 
 
 class Distill(Strategy):
@@ -70,7 +66,6 @@ class Distill(Strategy):
         known = {field.name for field in dataclasses.fields(TrainOptions)}
         self._training = TrainOptions(**{name: value for name, value in vars(o).items()
                                          if name in known})
-        self._lines: list[str] = []
 
     @property
     def max_perplexity_increase(self):
@@ -104,9 +99,6 @@ class Distill(Strategy):
             raise TfspeedError("Teacher and student need one vocabulary.",
                                teacher=teacher.vocabulary_size, student=model.vocabulary_size)
         return teacher
-
-    def report(self):
-        return self._lines
 
     def _tell(self, student, windows, result, held) -> None:
         o, new = self.options, result["tokens"]

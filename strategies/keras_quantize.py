@@ -17,7 +17,7 @@ import warnings
 
 import keras
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option
 from tfspeed.compression import calibration, copying
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
@@ -29,9 +29,8 @@ _LENGTH, _WINDOWS = 256, 24
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    mode: str = dataclasses.field(default="int8", metadata={"help": "int8, int4, gptq or awq"})
-    group: int = dataclasses.field(default=32, metadata={
-        "help": "values that share a scale, for gptq and awq"})
+    mode: str = option("int8", "int8, int4, gptq or awq")
+    group: int = option(32, "values that share a scale, for gptq and awq")
 
 
 class KerasQuantize(Strategy):
@@ -43,7 +42,6 @@ class KerasQuantize(Strategy):
         if self.options.mode not in MODES:
             raise TfspeedError(f"keras_quantize_mode must be one of {', '.join(MODES)}.",
                                keras_quantize_mode=self.options.mode)
-        self._lines: list[str] = []
 
     @property
     def max_perplexity_increase(self):
@@ -85,9 +83,6 @@ class KerasQuantize(Strategy):
         return kind(list(tokens), model.tokenizer or object(), weight_bits=4,
                     num_samples=len(tokens), sequence_length=length,
                     group_size=self.options.group, quantization_layer_structure=structure)
-
-    def report(self):
-        return self._lines
 
 
 class _Alone(keras.layers.Layer):

@@ -22,7 +22,7 @@ import dataclasses
 
 import keras
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option
 from tfspeed.compression import calibration, copying, fisher, low_rank, replacing, targets
 from tfspeed.compression.hessian import relative_error
 from tfspeed.compression.low_rank import Spectrum
@@ -34,19 +34,15 @@ _KINDS = tuple(kind for kind in targets.KINDS if kind is not keras.layers.Embedd
 _WINDOWS = 8  # of calibration text, for what outputs cost
 
 
-def _option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    fraction: float = _option(0.1, "share of the whole model's parameters to take away, over 0 and "
+    fraction: float = option(0.1, "share of the whole model's parameters to take away, over 0 and "
                                    "under 0.9")
-    targets: str = _option("", "regular expression of the names of Dense layers; default: all but "
+    targets: str = option("", "regular expression of the names of Dense layers; default: all but "
                                "the output layer")
-    multiple: int = _option(16, "ranks are multiples of it, finer in narrow layers: kernels "
+    multiple: int = option(16, "ranks are multiples of it, finer in narrow layers: kernels "
                                 "compute sixteen rows at a time")
-    whiten: bool = _option(True, "fit to what the layers read in the calibration text; false: "
+    whiten: bool = option(True, "fit to what the layers read in the calibration text; false: "
                                  "plain SVD, which destroys language models")
 
 
@@ -64,7 +60,6 @@ class LowRank(Strategy):
         if self.options.multiple < 1:
             raise TfspeedError("Ranks are multiples of a whole number from 1 on.",
                                low_rank_multiple=self.options.multiple)
-        self._lines: list[str] = []
 
     def apply(self, model, data=None):
         copy = copying.copied(model)
@@ -149,9 +144,6 @@ class LowRank(Strategy):
             if names:
                 self._lines.append(f"{why}: {', '.join(names[:6])}"
                                    f"{f' … ({len(names)})' if len(names) > 6 else ''}.")
-
-    def report(self):
-        return self._lines
 
 
 def _can_split(target) -> bool:

@@ -18,15 +18,15 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option
 from tfspeed.devices import replica_devices
 from tfspeed.models.language_model import Placement
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    replicas: int = dataclasses.field(default=0, metadata={
-        "help": "copies of the model; 0: one on each GPU, or one on each core without GPUs"})
+    replicas: int = option(0, "copies of the model; 0: one on each GPU, or one on each core "
+                              "without GPUs")
 
 
 class Replicas(Placement):

@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option, some
 from tfspeed.compression import calibration, copying, sparse, targets, tfmot_pruning
 from tfspeed.compression.filesize import deflated_share
 from tfspeed.compression.patterns import Pattern
@@ -29,22 +29,18 @@ _WINDOW = 256  # tokens, of the training
 METHODS = {"wanda": sparse.wanda, "sparsegpt": sparse.sparsegpt}
 
 
-def _option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    method: str = _option("sparsegpt", "magnitude, wanda or sparsegpt")
-    sparsity: float = _option(0.5, "share of the weights that become zero; m:n patterns set it")
-    pattern: str = _option("unstructured", "unstructured; m:n, m zeros in every n inputs of an "
+    method: str = option("sparsegpt", "magnitude, wanda or sparsegpt")
+    sparsity: float = option(0.5, "share of the weights that become zero; m:n patterns set it")
+    pattern: str = option("unstructured", "unstructured; m:n, m zeros in every n inputs of an "
                                            "output (2:4); RxC, blocks of R outputs and C inputs")
-    steps: int = _option(0, "of training (the model as it was is the teacher) after pruning, or "
+    steps: int = option(0, "of training (the model as it was is the teacher) after pruning, or "
                             "while it goes on; 0: none; prune+distill has more to choose")
-    schedule: str = _option("constant", "constant: prune, then train with the masks held; "
+    schedule: str = option("constant", "constant: prune, then train with the masks held; "
                                         "polynomial: the zeros grow in number during training "
                                         "(magnitude only)")
-    targets: str = _option("", "regular expression of the layers' names; default: all but "
+    targets: str = option("", "regular expression of the layers' names; default: all but "
                                "embeddings and head")
 
 
@@ -72,7 +68,6 @@ class Prune(Strategy):
                                hint="Give --prune_method=magnitude and --prune_steps, at least 4.")
         self.pattern = Pattern.parse(o.pattern)
         self.sparsity = self.pattern.sparsity(o.sparsity)
-        self._lines: list[str] = []
 
     @property
     def max_perplexity_increase(self):
@@ -134,7 +129,5 @@ class Prune(Strategy):
                                f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f}.")
         if blind:
             self._lines.append("By magnitude, for what they read is not observed: "
-                               f"{', '.join(blind[:6])}{' …' if len(blind) > 6 else ''}.")
+                               f"{some(blind)}.")
 
-    def report(self):
-        return self._lines

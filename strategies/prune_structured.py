@@ -23,7 +23,7 @@ import dataclasses
 import math
 import re
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option
 from tfspeed.compression import calibration, chains, copying, decoder_pruning, pruning_survey
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import gate
@@ -35,18 +35,14 @@ WHAT = ("auto", "neurons", "heads", "layers")
 _WINDOWS = 128
 
 
-def _option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    fraction: float = _option(0.1, "of the parameters of the whole model, the embedding included, "
+    fraction: float = option(0.1, "of the parameters of the whole model, the embedding included, "
                                    "to take out: over 0, under 0.9")
-    what: str = _option("auto", "neurons, heads, layers, or auto: neurons and heads")
-    multiple: int = _option(32, "widths of MLPs shrink by multiples of this (fewer where a layer "
+    what: str = option("auto", "neurons, heads, layers, or auto: neurons and heads")
+    multiple: int = option(32, "widths of MLPs shrink by multiples of this (fewer where a layer "
                                 "is narrow): kernels like 16 and 32")
-    targets: str = _option("", "regular expression of the places where something may go, such as "
+    targets: str = option("", "regular expression of the places where something may go, such as "
                                "block_3/mlp, block_3/attention or block_3; default: all")
 
 
@@ -72,7 +68,6 @@ class PruneStructured(Strategy):
         except re.error as error:
             raise TfspeedError("Layers are chosen by a regular expression.", targets=o.targets,
                                cause=str(error)) from error
-        self._lines: list[str] = []
 
     def apply(self, model, data=None):
         tokens = calibration.tokens(model, data, windows=_WINDOWS)
@@ -88,9 +83,6 @@ class PruneStructured(Strategy):
             f"A step with 256 tokens behind it reads {step[1] / 1e6:.1f} MB of weights and cache, "
             f"not {step[0] / 1e6:.1f}, {1 - step[1] / step[0]:.1%} less."]
         return made
-
-    def report(self):
-        return self._lines
 
     def _decoder(self, decoder, tokens):
         o, c = self.options, decoder.config

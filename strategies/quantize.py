@@ -18,7 +18,7 @@ import dataclasses
 
 import numpy as np
 
-from strategies.base import Strategy
+from strategies.base import Strategy, option, some
 from tfspeed.compression import calibration, copying, replacing, targets
 from tfspeed.compression.quantizing import METHODS, Rounding
 from tfspeed.compression.smoothing import BlockSmoother, head_factor
@@ -30,20 +30,16 @@ from tfspeed.models.decoder import Decoder
 _TABLES = r"^(embedding|head)$"
 
 
-def _option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    bits: int = _option(8, "8 or 4")
-    group: int = _option(-1, "values of a row that share a scale: 32, 64, 128, or 0 for the whole "
+    bits: int = option(8, "8 or 4")
+    group: int = option(-1, "values of a row that share a scale: 32, 64, 128, or 0 for the whole "
                              "row; -1: 32 for four bits, whole rows for eight")
-    method: str = _option("auto", "rtn, gptq or awq; auto: rtn for eight bits, gptq for four")
-    targets: str = _option("", "regular expression of the layers' names; default: all")
-    table_bits: int = _option(8, "bits of the embedding and the head, which suffer most; 4 only "
+    method: str = option("auto", "rtn, gptq or awq; auto: rtn for eight bits, gptq for four")
+    targets: str = option("", "regular expression of the layers' names; default: all")
+    table_bits: int = option(8, "bits of the embedding and the head, which suffer most; 4 only "
                                  "with bits=4")
-    smooth: bool = _option(True, "even out the channels of activations first, for engines that "
+    smooth: bool = option(True, "even out the channels of activations first, for engines that "
                                  "round them to eight bits (litert, fused)")
 
 
@@ -54,7 +50,6 @@ class Quantize(Strategy):
     def __init__(self, options=None):
         super().__init__(options)
         _check(self.options)
-        self._lines: list[str] = []
 
     @property
     def max_perplexity_increase(self):
@@ -119,14 +114,11 @@ class Quantize(Strategy):
         left = [t.name for t in found if t not in ready]
         if left:
             self._lines.append(f"Left alone, for their classes may do anything with a kernel: "
-                               f"{', '.join(left[:6])}{' …' if len(left) > 6 else ''}.")
+                               f"{some(left)}.")
         blind = [t.name for t in ready if not t.plain and t.kind not in ("embedding", "head")]
         if blind and rounding.method != "rtn":
             self._lines.append("Rounded to the nearest, for what they read is not observed: "
-                               f"{', '.join(blind[:6])}.")
-
-    def report(self):
-        return self._lines
+                               f"{some(blind)}.")
 
 
 def _check(options: Options) -> None:
