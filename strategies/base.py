@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 
-from tfspeed.measure import gate
+from tfspeed import gate
 from tfspeed.models.language_model import LanguageModel
 
 

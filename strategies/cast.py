@@ -16,8 +16,8 @@ Source: bfloat16, arXiv:1905.12322; mixed precision, arXiv:1710.03740.
 import keras
 
 from strategies.base import Strategy
+from tfspeed import gate
 from tfspeed.compression.copying import over, rebuilt, same_variables
-from tfspeed.measure import gate
 
 
 class _Cast(Strategy):

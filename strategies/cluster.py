@@ -17,10 +17,10 @@ import dataclasses
 import numpy as np
 
 from strategies.base import Strategy, option, some
+from tfspeed import gate
 from tfspeed.compression import calibration, copying, targets, tfmot_clustering
 from tfspeed.compression.filesize import deflated_share, index_bits
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,9 @@ import numpy as np
 
 import tfspeed
 from strategies.base import Strategy, option
+from tfspeed import gate
 from tfspeed.compression import copying
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 from tfspeed.training import TrainOptions, text, train
 from tfspeed.training.learning import every
 

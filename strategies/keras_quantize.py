@@ -18,9 +18,9 @@ import warnings
 import keras
 
 from strategies.base import Strategy, option
+from tfspeed import gate
 from tfspeed.compression import calibration, copying
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder, rotation
 
 MODES = ("int8", "int4", "gptq", "awq")

@@ -23,11 +23,11 @@ import dataclasses
 import keras
 
 from strategies.base import Strategy, option
+from tfspeed import gate
 from tfspeed.compression import calibration, copying, fisher, low_rank, replacing, targets
 from tfspeed.compression.hessian import relative_error
 from tfspeed.compression.low_rank import Spectrum
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 
 _ALL_BUT_HEADS = r"^(?!(.*/)?(head|logits|lm_head)$)"
 _KINDS = tuple(kind for kind in targets.KINDS if kind is not keras.layers.Embedding)

@@ -18,11 +18,11 @@ import dataclasses
 import numpy as np
 
 from strategies.base import Strategy, option, some
+from tfspeed import gate
 from tfspeed.compression import calibration, copying, sparse, targets, tfmot_pruning
 from tfspeed.compression.filesize import deflated_share
 from tfspeed.compression.patterns import Pattern
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 from tfspeed.training import TrainOptions, text, train
 
 _WINDOW = 256  # tokens, of the training

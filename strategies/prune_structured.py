@@ -24,9 +24,9 @@ import math
 import re
 
 from strategies.base import Strategy, option
+from tfspeed import gate
 from tfspeed.compression import calibration, chains, copying, decoder_pruning, pruning_survey
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder
 
 WHAT = ("auto", "neurons", "heads", "layers")

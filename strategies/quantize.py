@@ -19,12 +19,12 @@ import dataclasses
 import numpy as np
 
 from strategies.base import Strategy, option, some
+from tfspeed import gate
 from tfspeed.compression import calibration, copying, replacing, targets
 from tfspeed.compression.quantizing import METHODS, Rounding
 from tfspeed.compression.smoothing import BlockSmoother, head_factor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.weights import BLOCKS
-from tfspeed.measure import gate
 from tfspeed.models.decoder import Decoder
 
 _TABLES = r"^(embedding|head)$"

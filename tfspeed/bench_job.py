@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfspeed import cli, engines, peers
+from tfspeed import cli, engines, gate, peers
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
 from tfspeed.main_job import (
@@ -17,7 +17,7 @@ from tfspeed.main_job import (
     read_text,
     write_report,
 )
-from tfspeed.measure import experiment, gate, metrics, tensorboard
+from tfspeed.measure import experiment, metrics, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.experiment import Candidate, Evaluation, Workload
 from tfspeed.measure.progress import Progress

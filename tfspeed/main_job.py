@@ -7,11 +7,11 @@ from pathlib import Path
 import rich.console
 
 import strategies
-from tfspeed import cli, engines
+from tfspeed import cli, engines, gate
 from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import experiment, gate, profile, report, tensorboard
+from tfspeed.measure import experiment, profile, report, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.environment import environment
 from tfspeed.measure.experiment import Candidate, Evaluation, Workload

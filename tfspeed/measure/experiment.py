@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tfspeed import gate
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.engines.base import bucket
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate, metrics, quality, tasks
+from tfspeed.measure import metrics, quality, tasks
 from tfspeed.measure import profile as profiles
 from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress

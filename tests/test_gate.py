@@ -4,8 +4,8 @@ import pytest
 
 import strategies
 from strategies.base import Composition, Strategy
+from tfspeed import gate
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import gate
 from tfspeed.measure.experiment import Evaluation
 
 
