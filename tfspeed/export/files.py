@@ -13,10 +13,11 @@ from tfspeed.errors import TfspeedError
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Yields a place beside `path` to write a file or a folder at. It takes the name `path` when
-    the block ends, over what had it before; if the block fails, nothing of it is left."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    older = path.with_name(f".{path.name}.{os.getpid()}.old")
+    """Yields a place beside `path`, of the same ending, to write a file or a folder at. It takes
+    the name `path` when the block ends, over what had it before; if the block fails, nothing of it
+    is left."""
+    beside = path.with_name(f".part.{os.getpid()}.{path.name}")
+    older = path.with_name(f".old.{os.getpid()}.{path.name}")
     try:
         yield beside
         if path.is_dir() and beside.is_dir():  # a folder cannot be replaced in one step

@@ -12,7 +12,6 @@ from tfspeed.export import (
     FORMATS,
     evidence,
     files,
-    keras_file,
     litertlm,
     manifest,
     saved_model,
@@ -25,6 +24,7 @@ from tfspeed.main_job import read_calibration, read_text
 from tfspeed.measure.experiment import text_windows
 from tfspeed.measure.progress import Progress
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.keras_file import save_keras
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.load import load
 
@@ -133,7 +133,7 @@ def write(path: Path, model: LanguageModel, form: str, weights: str, context: in
         files.check_room(path.parent, int(1.05 * model.weights_bytes))
         with bar.task(f"writing {path.parent}", None):
             if form == "keras":
-                keras_file.write(path, model)
+                save_keras(model, path)
             else:
                 saved_model.write(path, model, context)
         return

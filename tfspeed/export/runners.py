@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfspeed import engines
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.export import tflite
 from tfspeed.litert.runtime import Buffers, Program
+from tfspeed.models.load import load
 
 
 class TfliteRunner:
@@ -120,3 +122,21 @@ class SavedModelRunner:
     def close(self) -> None:
         self._loaded = None
         self._call = {}
+
+
+class KerasRunner:
+    """A `.keras` file with its tokenizer, as `--model` takes it again."""
+
+    def __init__(self, path: Path):
+        self._engine = engines.create("graph", load(path))
+
+    def score(self, tokens: np.ndarray):
+        """float32 logits `[1, length, vocabulary]` of int32 `[1, length]`."""
+        return self._engine.score(tokens)
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """The `count` likeliest tokens after a prompt, one after the other."""
+        return [int(token[0]) for token in self._engine.generate([prompt], count)]
+
+    def close(self) -> None:
+        self._engine = None

@@ -11,7 +11,7 @@ import rich.table
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.export import evidence, keras_file, litertlm, manifest, runners, tflite
+from tfspeed.export import evidence, litertlm, manifest, runners, tflite
 from tfspeed.export.files import listing
 from tfspeed.measure.progress import Progress
 
@@ -99,7 +99,7 @@ def opened(path: Path, form: str):
         if form == "saved_model":
             runner = runners.SavedModelRunner(path)
         elif form == "keras":
-            runner = keras_file.KerasRunner(path)
+            runner = runners.KerasRunner(path)
         else:
             file = stack.enter_context(litertlm.model_file(path)) if form == "litertlm" else path
             runner = runners.TfliteRunner(file)

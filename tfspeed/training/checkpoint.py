@@ -1,6 +1,5 @@
 """What an interrupted run goes on from: one file, written beside and renamed."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 
 _FILE = "training.npz"
 _FORMAT = 1
@@ -27,11 +27,11 @@ class Checkpoint:
             TfspeedError: the folder cannot be made or written.
         """
         self.path, self.identity = Path(folder) / _FILE, identity
-        self._beside = self.path.with_name(f".{_FILE}.{os.getpid()}.part")
+        tried = self.path.with_name(f".{_FILE}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._beside.write_bytes(b"")
-            self._beside.unlink()
+            tried.write_bytes(b"")
+            tried.unlink()
         except (OSError, ValueError) as error:
             raise TfspeedError("The checkpoint's folder must be writable.", checkpoint=folder,
                                cause=getattr(error, "strerror", None) or str(error)) from error
@@ -41,14 +41,11 @@ class Checkpoint:
         meta = json.dumps({"format": _FORMAT, "identity": self.identity, "step": step,
                            "losses": losses})
         try:
-            with self._beside.open("wb") as file:
+            with appearing(self.path) as beside, beside.open("wb") as file:
                 np.savez(file, meta=np.array(meta), **{f"a{i}": a for i, a in enumerate(arrays)})
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(self._beside, self.path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._beside.unlink(missing_ok=True)
             raise TfspeedError("The checkpoint could not be written.", checkpoint=str(self.path),
                                cause=error.strerror) from error
 

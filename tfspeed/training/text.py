@@ -1,7 +1,6 @@
 """What the student reads: calibration text, or text that the teacher writes itself."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from tfspeed import engines
 from tfspeed.compression import calibration
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.training.checkpoint import digest
@@ -65,14 +65,10 @@ def _kept(teacher, count, length, seed, folder) -> Path | None:
 
 
 def _keep(path: Path, made: np.ndarray) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            np.save(file, made)
-        os.replace(beside, path)
+        with appearing(path) as beside:
+            np.save(beside, made)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise TfspeedError("The checkpoint's folder must be writable.", checkpoint=str(path.parent),
                            cause=error.strerror) from error
