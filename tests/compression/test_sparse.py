@@ -93,7 +93,7 @@ def test_sparsegpt_leaves_zeros_in_their_pattern(case):
 def test_nothing_changed_nothing_moved(case):
     matrix, gram = case
     root = hessian.inverse_root(gram)
-    same = sparse.compensated(matrix, root, 5, lambda rest, start: lambda column, values: values)
+    same = hessian.compensated(matrix, root, 5, lambda rest, start: lambda column, values: values)
     np.testing.assert_array_equal(same, matrix)
 
 
@@ -104,6 +104,6 @@ def test_the_width_of_the_groups_changes_nothing_but_the_order_of_sums(case):
     def rounded(rest, start):
         return lambda column, values: np.rint(values)
 
-    one = sparse.compensated(matrix, root, 1, rounded)
-    all_at_once = sparse.compensated(matrix, root, 48, rounded)
+    one = hessian.compensated(matrix, root, 1, rounded)
+    all_at_once = hessian.compensated(matrix, root, 48, rounded)
     assert np.mean(one != all_at_once) < 0.02  # a sum may fall on the other side of a half

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfspeed.compression import hessian
-from tfspeed.compression.sparse import compensated
 
 _ROUNDS = 30  # of k-means at most
 _SAMPLE = 1 << 16  # values that the initial centroids are made from
@@ -124,7 +123,7 @@ def clustered(matrix: np.ndarray, gram: np.ndarray | None, clusters: int, init: 
         return lambda _, values: np.where(kept[:, column], values,
                                           nearest(values, codebook(column, values)))
 
-    return compensated(matrix, hessian.inverse_root(gram), 1, plan)
+    return hessian.compensated(matrix, hessian.inverse_root(gram), 1, plan)
 
 
 def _largest(matrix: np.ndarray, count: int) -> np.ndarray:
