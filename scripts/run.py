@@ -5,6 +5,7 @@
     python scripts/run.py --engine=litert:int8                    LiteRT, weights in eight bits
     python scripts/run.py --engine=fused:int8                     one operator, compiled here
     python scripts/run.py --engine=litert:int8 --profile          where a step's time goes
+    python scripts/run.py --strategy=low_rank+distill --every_step      a row for each of the two
     python scripts/run.py --strategy=mirrored --batch=8           eight requests at once
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
     python scripts/run.py --strategy=list                         every strategy in one line
@@ -30,6 +31,8 @@ flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert
                     "with a C compiler")
 flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
                     "baseline row is float32 always")
+flags.DEFINE_bool("every_step", False, "a row after each strategy of --strategy=a+b+c, not only "
+                  "after the last; load s is then what that one took")
 flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
                   "that can: litert, fused")
 flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")

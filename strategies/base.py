@@ -50,6 +50,10 @@ class Strategy:
         0.01 is +1 %. `gate.EXACT` unless a subclass says `INT8`, `INT4` or `STRUCTURAL`."""
         return gate.EXACT
 
+    def steps(self) -> list["Strategy"]:
+        """What it is after each strategy of a composition, one after the other."""
+        return [self]
+
     def scope(self) -> contextlib.AbstractContextManager:
         """Entered before the model is built."""
         return contextlib.nullcontext()
@@ -68,11 +72,16 @@ class Strategy:
 
 
 class Composition(Strategy):
-    """Several strategies, applied from left to right inside all of their scopes."""
+    """Several strategies, applied from left to right inside all of their scopes.
 
-    def __init__(self, parts: list[Strategy]):
+    Args:
+        before: a composition of the first of these parts; where it was applied, the rest goes on
+            from the model that it made.
+    """
+
+    def __init__(self, parts: list[Strategy], before: "Composition | None" = None):
         super().__init__()
-        self.parts = parts
+        self.parts, self.before, self.made = parts, before, None
         self.name = "+".join(part.name for part in parts)
 
     @property
@@ -90,9 +99,19 @@ class Composition(Strategy):
                 stack.enter_context(part.scope())
             yield
 
+    def steps(self):
+        steps: list[Composition] = []
+        for count in range(1, len(self.parts) + 1):
+            steps.append(Composition(self.parts[:count], steps[-1] if steps else None))
+        return steps
+
     def apply(self, model, data=None):
-        for part in self.parts:
+        parts = self.parts
+        if self.before is not None and self.before.made is not None:
+            model, parts = self.before.made, parts[len(self.before.parts):]
+        for part in parts:
             model = part.apply(model, data)
+        self.made = model
         return model
 
     def report(self):

@@ -83,11 +83,13 @@ def explicit(flags, name: str):
 
 
 def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -> None:
-    """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same."""
+    """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same, or
+    with --every_step what it is after each of its parts."""
     plain = flags.engine.partition(":")[0]  # the same engine, float32 weights
     plans = [(strategies.create("baseline"), "float32", plain)]
     if flags.strategy != "baseline" or flags.dtype != "float32" or flags.engine != plain:
-        plans.append((strategy, flags.dtype, flags.engine))
+        steps = strategy.steps() if flags.every_step else [strategy]
+        plans += [(step, flags.dtype, flags.engine) for step in steps]
     for plan, dtype, engine in plans:
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(

@@ -86,6 +86,17 @@ def test_a_profile_of_a_step(tmp_path):
 
 
 @needs_glassllm
+def test_a_row_after_each_step(tmp_path):
+    code, out, err = run("--model=glassllm", "--strategy=quantize+bfloat16", "--every_step",
+                         "--repetitions=1", "--eval_tokens=512", "--task_questions=0",
+                         "--new_tokens=4", "--engine=graph", cwd=tmp_path)
+    assert code == 0, err + out
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["strategy"] for row in rows] == ["baseline", "quantize", "quantize+bfloat16"]
+    assert rows[1]["weights_bytes"] < rows[0]["weights_bytes"]
+
+
+@needs_glassllm
 def test_a_row_over_its_gate_is_kept_and_the_run_exits_3(tmp_path):
     code, out, err = run("--model=glassllm", "--engine=litert:int4_channel", "--repetitions=1",
                          "--max_perplexity_increase=0", "--eval_tokens=1024",

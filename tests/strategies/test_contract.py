@@ -3,6 +3,7 @@
 A strategy that claims exactness gives the tokens of the float32 reference under every engine.
 """
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -116,6 +117,26 @@ def test_composition_applies_from_left_to_right():
     assert composed.name == "a+b"
     assert calls == ["a", "b"]
     assert composed.report() == ["a: did a", "b: did b"]
+
+
+def test_the_steps_of_a_composition_go_on_from_one_another():
+    class Counter(Strategy):
+        name = "counter"
+        applied = 0
+
+        def apply(self, model, data=None):
+            self.applied += 1
+            made = copy.copy(model)
+            made.notes = [*model.notes, f"after {self.applied}"]
+            return made
+
+    first, second = Counter(), Counter()
+    steps = Composition([first, second]).steps()
+    assert [step.name for step in steps] == ["counter", "counter+counter"]
+    made = [step.apply(tiny_decoder()) for step in steps]
+    assert [model.notes for model in made] == [["after 1"], ["after 1", "after 1"]]
+    assert (first.applied, second.applied) == (1, 1)
+    assert first.steps() == [first]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -75,8 +75,9 @@ class PeerProcess:
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow",
                  "PYTHONPATH": ""})
         self._stderr: deque[str] = deque(maxlen=12)
-        threading.Thread(target=lambda: self._stderr.extend(self._process.stderr),
-                         daemon=True).start()
+        self._reader = threading.Thread(
+            target=lambda: self._stderr.extend(self._process.stderr), daemon=True)
+        self._reader.start()
         try:
             self.started = self._answer(_READY_S)
         except BaseException:
@@ -115,6 +116,7 @@ class PeerProcess:
             timer.cancel()
         if line is None:
             self._process.wait()
+            self._reader.join(1)  # its last words; a child of it may hold the pipe for longer
             raise TfspeedError(
                 f"The peer {self.name} stopped without an answer.",
                 exit_code=self._process.returncode,
