@@ -7,6 +7,10 @@ ARGS ?= --strategy=mirrored
 VENV := .venv
 PIP := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off --quiet
 
+# Two processes: a test keeps one core busy, and a process takes up to 5 GB. Files stay together,
+# for what they set up once.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
 .PHONY: run setup test test-all lint clean
 .DELETE_ON_ERROR:
 
@@ -14,10 +18,10 @@ run: setup
 	$(VENV)/bin/python scripts/run.py $(ARGS)
 
 test: $(VENV)/.tests
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.tests
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .

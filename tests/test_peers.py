@@ -60,7 +60,7 @@ def test_a_peer_is_timed_beside_ours(fake, monkeypatch):
     process.close()
     assert [len(c.timings) for c in ours] == [3]
     assert len(timed["fake"]) == 3
-    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2, 10.0)
+    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2)
     assert peer["tpot_s"]["median"] == pytest.approx(0.1)
     assert peer["ttft_s"]["median"] == pytest.approx(0.5)
     assert peer["same_tokens"] is False
@@ -81,7 +81,7 @@ def test_one_new_token_has_no_step(fake, monkeypatch):
     timed, tokens = {}, {}
     bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
     process.close()
-    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2, 10.0)
+    peer, mine = bench_job.all_rows(ours, {"fake": process}, timed, tokens, {}, 2)
     assert "tpot_s" not in peer
     assert peer["ttft_s"]["median"] == pytest.approx(0.5)
     assert mine["speedup"]["ttft"]["low"] is None  # one sample has no interval
@@ -97,7 +97,7 @@ def test_a_streaming_peer_tells_its_own_times_and_quality(fake, monkeypatch):
     bench_job.interleave(ours, {"fake": process}, timed, tokens, Progress())
     bench_job.evaluate(ours, {"fake": process}, quality, tokens, "", Progress())
     process.close()
-    peer, _ = bench_job.all_rows(ours, {"fake": process}, timed, tokens, quality, 2, 10.0)
+    peer, _ = bench_job.all_rows(ours, {"fake": process}, timed, tokens, quality, 2)
     assert peer["ttft_s"]["median"] == pytest.approx(0.3)
     assert peer["itl_s"]["samples"] == pytest.approx([0.1, 0.1, 0.1, 0.3] * 2)
     assert peer["weights_bytes"] == 4000

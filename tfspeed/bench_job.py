@@ -45,7 +45,6 @@ def run(flags) -> int | None:
     strategy = cli.make_strategy(flags.strategy)
     pythons = {name: peers.install(name, bar.say) for name in names}
 
-    bandwidth = memory_bandwidth(threads)
     ours: list[Candidate] = []
     timed: dict[str, list[metrics.Timing]] = {}
     tokens: dict[str, list] = {}
@@ -67,7 +66,7 @@ def run(flags) -> int | None:
     finally:
         for process in running.values():
             process.close()
-        rows += all_rows(ours, running, timed, tokens, quality, threads, bandwidth)
+        rows += all_rows(ours, running, timed, tokens, quality, threads)
         write_report(rows, flags)
     return cli.GATE_FAILED if gate.failed(rows) else None
 
@@ -152,14 +151,14 @@ def peer_timing(process, prompts, new_tokens: int):
     return metrics.Timing(0.0, times.tolist()), whole["tokens"]
 
 
-def all_rows(ours, running, timed, tokens, quality, threads, bandwidth) -> list[dict]:
+def all_rows(ours, running, timed, tokens, quality, threads) -> list[dict]:
     """Peers first: speed-ups are over the first row."""
-    mine = experiment.rows(ours, threads, bandwidth)
+    mine = experiment.rows(ours, threads)
     if not mine:
         return []
     for row, candidate in zip(mine, (c for c in ours if c.timings), strict=True):
         row["same_tokens"] = candidate.steady and _same(candidate.tokens, tokens)
-    rows = [peer_row(process, mine[0], ours[0], timed[name], tokens, bandwidth)
+    rows = [peer_row(process, mine[0], ours[0], timed[name], tokens)
             | quality.get(name, {}) for name, process in running.items() if name in timed]
     rows += mine
     reference = rows[0]
@@ -180,10 +179,9 @@ def _same(found, tokens) -> bool | None:
     return bool(np.array_equal(np.asarray(found), tokens[_REFERENCE]))
 
 
-def peer_row(process, like: dict, ours: Candidate, timings, tokens, bandwidth) -> dict:
+def peer_row(process, like: dict, ours: Candidate, timings, tokens) -> dict:
     """A peer's row: the same model and workload as ours, its own latencies."""
-    same = ("model", "parameters", "threads", "batch", "prompt_tokens", "new_tokens", "devices",
-            "read_bandwidth_gb_per_s")
+    same = ("model", "parameters", "threads", "batch", "prompt_tokens", "new_tokens", "devices")
     row = {key: like[key] for key in same}
     model, context = ours.model, row["prompt_tokens"] + row["new_tokens"] // 2
     row |= {"weights_bytes": model.weights_bytes, "dtype": model.dtype,  # what it was handed
@@ -203,4 +201,4 @@ def peer_row(process, like: dict, ours: Candidate, timings, tokens, bandwidth) -
         row.pop("step_bytes")
         return row
     return row | metrics.roofline(row["step_bytes"], row["tpot_s"]["median"], row["batch"],
-                                  bandwidth)
+                                  memory_bandwidth(row["threads"], row["step_bytes"]))

@@ -12,7 +12,6 @@ from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import experiment, profile, report, tensorboard
-from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.environment import environment
 from tfspeed.measure.experiment import Candidate, Evaluation, Workload
 from tfspeed.measure.progress import Progress
@@ -42,7 +41,6 @@ def run(flags) -> int | None:
     strategy = cli.make_strategy(flags.strategy)
 
     bar = Progress()
-    bandwidth = memory_bandwidth(threads)
     candidates: list[Candidate] = []
     rows: list[dict] = []
     try:
@@ -58,7 +56,7 @@ def run(flags) -> int | None:
         return cli.INTERRUPTED
     finally:
         # Also after an error or Ctrl-C: nothing that was measured is lost.
-        rows += experiment.rows(candidates, threads, bandwidth)
+        rows += experiment.rows(candidates, threads)
         write_report(rows, flags)
     return cli.GATE_FAILED if gate.failed(rows) else None
 

@@ -14,34 +14,23 @@ from tfspeed.measure.memory import PeakMemory
 SMALL = 1 << 20
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "tfspeed" / "bandwidth.json"
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bandwidth_is_that_of_as_many_bytes_as_a_step_reads(threads, monkeypatch):
+    read = []
+    monkeypatch.setattr(bandwidth, "_measure",
+                        lambda threads, size: read.append((threads, size)) or 5.0)
+    assert bandwidth.read_bandwidth(threads, SMALL) == 5.0
+    bandwidth.read_bandwidth(threads, 1 << 50)
+    bandwidth.read_bandwidth(threads, 1)
+    assert read[0] == (threads, SMALL)
+    assert SMALL < read[1][1] <= 1 << 30
+    assert 1 <= read[2][1] < SMALL
 
 
-def test_bandwidth_is_measured_once(cache):
-    first = bandwidth.read_bandwidth(2, buffer_bytes=SMALL)
-    assert first > 0
-    (key, value), = json.loads(cache.read_text()).items()
-    assert value == first
-    assert "2 threads" in key
-    cache.write_text(json.dumps({key: 123.0}))
-    assert bandwidth.read_bandwidth(2, buffer_bytes=SMALL) == 123.0
-    assert bandwidth.read_bandwidth(1, buffer_bytes=SMALL) != 123.0
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": null}'])
-def test_a_damaged_cache_is_measured_again(cache, text):
-    cache.parent.mkdir()
-    cache.write_text(text)
-    assert bandwidth.read_bandwidth(1, buffer_bytes=SMALL) > 0
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert bandwidth.read_bandwidth(1, buffer_bytes=SMALL) > 0
+def test_bandwidth_is_bytes_over_seconds(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(clock))
+    assert bandwidth.read_bandwidth(2, SMALL) == pytest.approx(SMALL / 1e9)
 
 
 def test_peak_memory_sees_what_is_already_freed():
@@ -69,13 +58,13 @@ def test_environment_is_json():
     assert found["cpu"]
 
 
-def test_memory_bandwidth_is_that_of_the_device_in_use(cache, monkeypatch):
-    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads: 10.0 * threads)
+def test_memory_bandwidth_is_that_of_the_device_in_use(monkeypatch):
+    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads, size: threads * size)
     monkeypatch.setattr(bandwidth, "device_read_bandwidth", lambda device: 3000.0)
     monkeypatch.setattr(bandwidth, "default_device", lambda: "CPU:0")
-    assert bandwidth.memory_bandwidth(2) == 20.0
+    assert bandwidth.memory_bandwidth(2, 10) == 20.0
     monkeypatch.setattr(bandwidth, "default_device", lambda: "GPU:0")
-    assert bandwidth.memory_bandwidth(2) == 3000.0
+    assert bandwidth.memory_bandwidth(2, 10) == 3000.0
 
 
 def test_a_compiled_sum_reads_a_devices_memory():

@@ -21,7 +21,7 @@ def row(strategy="baseline", **extra):
         "dtype": "float32", "batch": 1, "prompt_tokens": 16, "new_tokens": 3, "repetitions": 2,
         "load_s": 1.5, "compile_s": 2.5, **latency(timings, 1, 16),
         **roofline(40_000_000, 0.03, 1, 10.0), "peak_rss_bytes": 123_000_000,
-        "read_bandwidth_gb_per_s": 10.0, "perplexity": 12.5, "perplexity_delta": 0.031,
+        "step_bytes": 40_000_000, "perplexity": 12.5, "perplexity_delta": 0.031,
         "perplexity_delta_interval": {"low": -0.004, "high": 0.0671},
         "kl_divergence": 0.02, "top1_agreement": 0.97, "evaluated_tokens": 4080,
         "task_accuracy": 0.4, "task_accuracy_interval": {"low": 0.2188, "high": 0.6134},
@@ -43,11 +43,19 @@ def shown(rows, width):
 def test_the_table_is_legible_in_80_columns():
     text = shown(ROWS, 80)
     for cell in ("mirrored bfloat16", "1.50x (1.40–1.60)", "12.50 (+3.10 %)", "97.0 %", "no",
-                 "200.0 ±0%", "reads 10.0 GB/s", "-0.40 to +6.71 %", "FAILED (+3 %)",
+                 "200.0 ±0%", "40 MB at 10.0 GB/s", "-0.40 to +6.71 %", "FAILED (+3 %)",
                  "40 % (22–61)", "on 4080 tokens and 20 questions"):
         assert cell in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_limit_of_each_row_is_named():
+    fast = row("fast", step_bytes=10_000_000, read_bandwidth_gb_per_s=20.0, roofline_fraction=1.2)
+    text = " ".join(shown([row(), fast], 80).split())
+    assert "10 MB at 20.0 GB/s, 40 MB at 10.0 GB/s with 2 threads" in text
+    assert "over 100 % of the limit" in text
+    assert "over 100 %" not in shown([row()], 80)
 
 
 def test_a_note_of_all_rows_is_said_once():

@@ -16,6 +16,7 @@ from tfspeed.engines.base import bucket
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import metrics, quality, tasks
 from tfspeed.measure import profile as profiles
+from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel, check_fits
@@ -311,21 +312,18 @@ def text_windows(model: LanguageModel, text: str, tokens: int = EVAL_TOKENS):
     return np.concatenate([first, windows], axis=1), ""
 
 
-def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[dict]:
+def rows(candidates: list[Candidate], threads: int) -> list[dict]:
     """The record of every candidate that was timed at least once; the first is the baseline.
 
     Args:
         threads: how many an operator may use.
-        bandwidth: GB/s at which one device's memory can be read.
     """
-    return [_row(c, candidates[0], threads, bandwidth) for c in candidates if c.timings]
+    return [_row(c, candidates[0], threads) for c in candidates if c.timings]
 
 
-def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: float) -> dict:
+def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
     model, workload = candidate.model, candidate.workload
     active = _active_replicas(candidate.engine, workload.batch)
-    if default_device().startswith("GPU"):
-        bandwidth *= active  # each has a memory of its own; CPU devices share one
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
     row = {
         "model": model.name, "parameters": model.parameters,
@@ -336,12 +334,15 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
         "prompt_tokens": workload.prompt_tokens,
         "new_tokens": workload.new_tokens, "repetitions": len(candidate.timings),
         "load_s": candidate.load_s, "compile_s": candidate.compile_s, **latency,
-        "peak_rss_bytes": candidate.peak_rss_bytes, "read_bandwidth_gb_per_s": bandwidth,
+        "peak_rss_bytes": candidate.peak_rss_bytes,
     }
     if latency.get("tpot_s"):
         # Half of the new tokens is the mean context of a step beyond the prompt.
         context = workload.prompt_tokens + workload.new_tokens // 2
         step_bytes = active * candidate.engine.step_bytes(-(-workload.batch // active), context)
+        bandwidth = memory_bandwidth(threads, step_bytes)
+        if default_device().startswith("GPU"):
+            bandwidth *= active  # each has a memory of its own; CPU devices share one
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}

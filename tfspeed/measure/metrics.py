@@ -23,7 +23,8 @@ DEFINITIONS = {
     "peak_rss_bytes": "peak resident memory of a process that holds this model alone: the "
                       "runtime's own, plus the growth while it was loaded and first run; an "
                       "estimate: the first row also pays what the runtime allocates once",
-    "read_bandwidth_gb_per_s": "10^9 bytes a second at which all threads together read memory",
+    "read_bandwidth_gb_per_s": "10^9 bytes a second at which all threads together read as many "
+                               "bytes as a step does, again and again",
     "step_bytes": "bytes that one decode step must read: each weight once, and the state at the "
                   "mean context",
     "achieved_gb_per_s": "step_bytes / median tpot_s, in 10^9 bytes a second",
@@ -97,7 +98,8 @@ def roofline(step_bytes: int, tpot_s: float, batch: int, bandwidth_gb_per_s: flo
     if tpot_s <= 0:
         return {}
     achieved = step_bytes / tpot_s / 1e9
-    return {"achieved_gb_per_s": achieved, "roofline_fraction": achieved / bandwidth_gb_per_s,
+    return {"read_bandwidth_gb_per_s": bandwidth_gb_per_s, "achieved_gb_per_s": achieved,
+            "roofline_fraction": achieved / bandwidth_gb_per_s,
             "limit_tokens_per_s": batch * bandwidth_gb_per_s * 1e9 / step_bytes}
 
 

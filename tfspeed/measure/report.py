@@ -182,8 +182,13 @@ def _notes(rows: list[dict]) -> list[str]:
     if tokens:
         notes.add(f"quality: on {tokens} tokens" + (
             f" and {questions} questions" if questions else "") + "; intervals are of 95 %.")
-    bandwidth = rows[0].get("read_bandwidth_gb_per_s")
-    if bandwidth:
-        notes.add(f"limit: this machine reads {bandwidth:.1f} GB/s with {rows[0]['threads']} "
-                  "threads; a decode step cannot be faster than its reads.")
+    limits = ", ".join(sorted({
+        f"{row['step_bytes'] / 1e6:.0f} MB at {row['read_bandwidth_gb_per_s']:.1f} GB/s"
+        for row in rows if row.get("read_bandwidth_gb_per_s")}))
+    if limits:
+        notes.add(f"limit: a decode step cannot be faster than its reads, here {limits} with "
+                  f"{rows[0]['threads']} threads.")
+    if any(row.get("roofline_fraction", 0) > 1.05 for row in rows):
+        notes.add("over 100 % of the limit: part of the weights stayed in a cache that the "
+                  "measured reads did not hit.")
     return sorted(notes)
