@@ -182,8 +182,8 @@ def _notes(rows: list[dict]) -> list[str]:
     if tokens:
         notes.add(f"quality: on {tokens} tokens" + (
             f" and {questions} questions" if questions else "") + "; intervals are of 95 %.")
-    limits = ", ".join(sorted({
-        f"{row['step_bytes'] / 1e6:.0f} MB at {row['read_bandwidth_gb_per_s']:.1f} GB/s"
+    limits = ", ".join(f"{size / 1e6:.0f} MB at {speed:.1f} GB/s" for size, speed in sorted({
+        (row["step_bytes"], row["read_bandwidth_gb_per_s"])
         for row in rows if row.get("read_bandwidth_gb_per_s")}))
     if limits:
         notes.add(f"limit: a decode step cannot be faster than its reads, here {limits} with "
