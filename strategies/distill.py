@@ -4,9 +4,12 @@ What changes: the values of the weights, by a short training. The teacher is the
 loaded; the loss is KL(teacher ‖ student) over the next tokens of a text, mixed with cross-entropy
 where asked for. `full` trains all float32 weights; `lora` norms, biases, and adapters on every
 Dense, which are merged at the end. Weights that are packed integers stay; zeros of a pruned matrix
-stay zero. Runs on every replica of `mirrored`, to the same result.
+stay zero. With `bits` the matrices are read as a later `quantize` will round them, by TFMOT's
+quantizers (quantization-aware training). Runs on every replica of `mirrored`, to the same result.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
-`--strategy=prune_structured+distill`.
+`--strategy=prune_structured+distill`. Before `quantize` it trains weights that lose little when
+rounded: `--strategy=distill+quantize --distill_bits=4 --quantize_bits=4 --quantize_method=rtn
+--quantize_smooth=false` (smoothing would move the grid that was trained on).
 When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand
 tokens do not show, and the project's own calibration text (6,000 tokens) is read over and over:
 give a text by `--calibration`, or `--distill_data=self`.
@@ -15,17 +18,21 @@ Memory in full: the teacher, the student, its gradients, twice its size for Adam
 the two models. A checkpoint is three times the weights while it runs, once afterwards; it stays,
 and the same command takes the trained weights from it.
 Exact: no. See BUILD.md for perplexities before and after.
-Source: arXiv:1503.02531 (distillation), arXiv:2106.09685 (LoRA), arXiv:2305.17888 (data=self).
+Source: arXiv:1503.02531 (distillation), arXiv:2106.09685 (LoRA), arXiv:2305.17888 (data=self, and
+bits).
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 import tfspeed
 from strategies.base import Strategy, option
 from tfspeed import gate
-from tfspeed.compression import copying
+from tfspeed.compression import copying, targets
+from tfspeed.compression.tfmot_qat import Rounded, fake_quantized
 from tfspeed.errors import TfspeedError
 from tfspeed.training import TrainOptions, text, train
 from tfspeed.training.learning import every
@@ -45,6 +52,9 @@ class Options:
     temperature: float = option(1.0, "softens the distributions that are compared")
     cross_entropy: float = option(0.0, "share of the loss on the text itself, 0 to 1")
     teacher: str = option("", "the model to learn from; default: the one of --model, as loaded")
+    bits: int = option(0, "quantization-aware: matrices are read as rounded to 4 or 8 bits, tables "
+                           "to 8; 0: as they are")
+    group: int = option(32, "for bits=4: values of a row that share a scale; 0: the whole row")
     checkpoint: str = option("", "folder that an interrupted run goes on from")
     seed: int = option(0, "of the order of the text, and of what the teacher writes")
 
@@ -63,6 +73,13 @@ class Distill(Strategy):
             raise TfspeedError("distill_length must be at least 2.", distill_length=o.length)
         if not 0 <= o.seed < 2**31:
             raise TfspeedError("distill_seed must lie in [0, 2**31).", distill_seed=o.seed)
+        if o.bits not in (0, 4, 8) or o.group < 0:
+            raise TfspeedError("distill_bits must be 0, 4 or 8, and distill_group 0 or more.",
+                               distill_bits=o.bits, distill_group=o.group)
+        if o.bits and o.trainable == "lora":
+            raise TfspeedError("Adapters leave the matrices as they are: none learns to be "
+                               "rounded.", distill_trainable=o.trainable, distill_bits=o.bits,
+                               hint="Use distill_trainable=full.")
         known = {field.name for field in dataclasses.fields(TrainOptions)}
         self._training = TrainOptions(**{name: value for name, value in vars(o).items()
                                          if name in known})
@@ -82,8 +99,11 @@ class Distill(Strategy):
         if masks and o.trainable == "lora":
             raise TfspeedError("Merged adapters would fill the zeros of a pruned model.",
                                distill_trainable=o.trainable, hint="Use distill_trainable=full.")
-        result = train(student, teacher, windows, self._training,
-                       (lambda step: _hold(masks)) if masks else None)
+        with _rounded(student.keras_model, o.bits, o.group) as rounded:
+            result = train(student, teacher, windows, self._training,
+                           (lambda step: _hold(masks)) if masks else None)
+            for matrix in rounded:
+                matrix.settle()
         self._tell(student, windows, result, len(masks))
         return student
 
@@ -111,6 +131,9 @@ class Distill(Strategy):
             f"{self._training.peak:g}: {spent}.",
             f"Loss {result['loss_first']:.4f} → {result['loss_last']:.4f} over {result['steps']} "
             f"steps of {o.batch} windows of {windows.shape[1]} tokens."]
+        if o.bits:
+            self._lines.append(f"Matrices are rounded to {o.bits} bits and still kept as floats: "
+                               "`quantize` stores them in as many.")
         rounds = o.tokens / windows.size
         if rounds > 1.5:
             self._lines.append(f"The text has {windows.size} tokens: it was read {rounds:.1f} "
@@ -124,6 +147,17 @@ class Distill(Strategy):
         if o.checkpoint:
             self._lines.append(f"The trained weights stay in {o.checkpoint}: the same command "
                                "takes them from there.")
+
+
+@contextlib.contextmanager
+def _rounded(keras_model, bits: int, group: int) -> Iterator[list[Rounded]]:
+    """While entered, matrices are read as `quantize` will round them; as they are for 0 bits."""
+    found = targets.find(keras_model) if bits else []
+    tables = [t for t in found if t.name in ("embedding", "head")]
+    others = [t for t in found if t not in tables]
+    with fake_quantized(keras_model, 8, tables) as first, fake_quantized(
+            keras_model, bits or 8, others, group if bits == 4 else 0) as second:
+        yield first + second
 
 
 def _masks(student) -> list:

@@ -47,6 +47,22 @@ def test_it_comes_closer_to_the_original(changes):
     assert ("rank 4" in report) == (changes.get("trainable") == "lora")
 
 
+def test_weights_learn_to_be_rounded():
+    """Quantization-aware: what is trained for four bits loses less by them."""
+    model = tiny_decoder()
+    model.reload = tiny_decoder
+    aware = Options(tokens=20_000, length=12, learning_rate=1e-3, bits=4, group=0)
+    rounding = strategies.find("quantize").Options(bits=4, group=0, method="rtn", smooth=False)
+    plain = strategies.create("quantize", {"quantize": rounding}).apply(model)
+    strategy = strategies.create("distill+quantize", {"distill": aware, "quantize": rounding})
+    made = strategy.apply(model)
+    assert made.weights_bytes == plain.weights_bytes < model.weights_bytes / 3
+    assert distance(made, model) < 0.8 * distance(plain, model)
+    assert "rounded to 4 bits" in " ".join(strategy.report())
+    with pytest.raises(TfspeedError, match="learns to be rounded"):
+        Distill(dataclasses.replace(aware, trainable="lora"))
+
+
 def test_it_composes_with_mirrored():
     # Ten steps: Adam's first ones follow the signs of gradients, and rounding errors grow.
     options = {"distill": dataclasses.replace(SMALL, tokens=480),

@@ -21,10 +21,12 @@ QUANTIZERS = ("last_value", "moving_average")
 
 @contextlib.contextmanager
 def fake_quantized(keras_model: keras.Model, bits: int, targets: list[Target], group: int = 0,
-                   quantizer: str = "last_value") -> Iterator[None]:
+                   quantizer: str = "last_value") -> Iterator[list["Rounded"]]:
     """While entered, the targets' kernels are read rounded; a table that is the head too, in both.
 
     What is traced (`tf.function`) inside stays so; trace anew outside.
+
+    Yields what rounds, one a target: `settle` leaves its kernel rounded for good.
 
     Args:
         bits: 2 to 8; the grid is symmetric, -127 to 127 for eight.
@@ -40,9 +42,11 @@ def fake_quantized(keras_model: keras.Model, bits: int, targets: list[Target], g
     if quantizer not in QUANTIZERS:
         raise TfspeedError(f"The quantizer is one of {', '.join(QUANTIZERS)}.",
                            quantizer=quantizer)
+    all_rounded = []
     with contextlib.ExitStack() as undo:
         for target in targets:
-            rounded = _Rounded(target, bits, group, quantizer)
+            rounded = Rounded(target, bits, group, quantizer)
+            all_rounded.append(rounded)
             readers = [(target.layer, "call")]
             if isinstance(keras_model, Decoder) and keras_model.head is None and (
                     target.layer is keras_model.embedding):
@@ -50,10 +54,10 @@ def fake_quantized(keras_model: keras.Model, bits: int, targets: list[Target], g
             for owner, method in readers:
                 setattr(owner, method, rounded.reading(getattr(owner, method)))
                 undo.callback(owner.__dict__.pop, method)
-        yield
+        yield all_rounded
 
 
-class _Rounded:
+class Rounded:
     """One target's kernel as TFMOT's quantizer rounds it."""
 
     def __init__(self, target: Target, bits: int, group: int, quantizer: str):
@@ -82,6 +86,10 @@ class _Rounded:
                 return call(*args, **kwargs)
 
         return read
+
+    def settle(self) -> None:
+        """Gives the variable the rounded values: to round them again changes nothing."""
+        self.target.variable.assign(self.value())
 
     def value(self):
         """The kernel, rounded, in its own shape; gradients reach the variable."""
