@@ -87,7 +87,8 @@ class Quantize(Strategy):
                 target.layer is decoder.embedding)
             if smoother is not None and gram is not None and target.name in ("embedding", "head"):
                 factor = head_factor(decoder, target, gram, matrix, smoother)
-                matrix, gram = matrix * factor, gram / np.outer(factor, factor)
+                matrix *= factor  # in place: this may be the table of the whole vocabulary
+                gram = gram / np.outer(factor, factor)
                 scale = 1 / factor if tied else None
             elif decoder is None and rounding.method == "awq" and gram is not None:
                 # Nothing is known of what made the input: the layer divides it itself.

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
-_CHUNK = 8  # windows that go through a block at a time
+CHUNK = 8  # windows that go through a block at a time: its activations are several times theirs
 
 
 class Reader:
@@ -40,8 +40,8 @@ class Reader:
     def through(self, i: int, x, block: Block | None = None, see=None):
         """What a block, or another in its place, makes of `x`; `see` gets each part's output."""
         block, parts = block or self.decoder.blocks[i], []
-        for at in range(0, len(x), _CHUNK):
-            parts.append(block(x[at:at + _CHUNK], *self._arguments[i])[0])
+        for at in range(0, len(x), CHUNK):
+            parts.append(block(x[at:at + CHUNK], *self._arguments[i])[0])
             if see:
                 see(parts[-1])
         return tf.concat(parts, 0)

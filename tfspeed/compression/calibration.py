@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
+from tfspeed.compression.block_reader import CHUNK
 from tfspeed.compression.targets import Target
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.smooth import CALIBRATION_TEXT, normalized
@@ -114,13 +116,17 @@ def _by_block(decoder: Decoder, targets, tokens, change) -> None:
 
     def streamed(group):
         def of(call):
+            def all_of(x, *args):
+                return tf.concat([call(x[at:at + CHUNK], *args)[0]
+                                  for at in range(0, len(x), CHUNK)], 0), None
+
             def run(*args):
                 if group:
                     watch = _Watch(group)
                     with watch.watching():
-                        call(*args)
+                        all_of(*args)
                     change(watch.observed(group))
-                return call(*args)
+                return all_of(*args)
 
             return run
         return of

@@ -79,12 +79,18 @@ def pack(name: str, matrix: np.ndarray, bits: int, block: int = 0) -> Weight:
         raise TfspeedError(f"The rows of {name} do not divide into blocks.", width=shape[1],
                            block=block, hint="Use a smaller block, or 8 bits.")
     parts = np.ascontiguousarray(matrix, np.float32).reshape(-1, width)
+    scales = np.empty(len(parts), np.float32)
+    values = np.empty(parts.shape, np.int8)
+    rows = max(1, _CHUNK // width)  # the table of a vocabulary is a fifth of a small model
+    for at in range(0, len(parts), rows):
+        some = parts[at:at + rows]
+        scale = eight_bit_scales(some) if bits == 8 else four_bit_scales(some, bool(block))
+        scales[at:at + rows] = scale
+        values[at:at + rows] = np.clip(np.rint(some / scale[:, None]),
+                                       *((-127, 127) if bits == 8 else (-8, 7)))
+    values = values.reshape(shape)
     if bits == 8:
-        scales = eight_bit_scales(parts)
-        values = np.rint(parts / scales[:, None]).astype(np.int8).reshape(shape)
         return packed_eight_bits(name, values, scales)
-    scales = four_bit_scales(parts, in_blocks=bool(block))
-    values = np.clip(np.rint(parts / scales[:, None]), -8, 7).astype(np.int8).reshape(shape)
     return packed_four_bits(name, values, scales.reshape(shape[0], -1), block)
 
 
@@ -121,20 +127,17 @@ def four_bit_scales(parts: np.ndarray, in_blocks: bool) -> np.ndarray:
     Args:
         in_blocks: of scales that the kernels keep in bfloat16.
     """
+    largest = np.maximum(parts.max(-1) / 7, parts.min(-1) / -8)  # nothing is clipped
     scales = np.empty(len(parts), np.float32)
-    rows = max(1, _CHUNK // parts.shape[1])
-    for at in range(0, len(parts), rows):
-        part = parts[at:at + rows]
-        largest = np.maximum(part.max(-1) / 7, part.min(-1) / -8)  # nothing is clipped
-        least = np.full(len(part), np.inf, np.float32)
-        for share in (1.0, 0.95, 0.9, 0.85, 0.8, 1.1):
-            scale = np.maximum(largest * share, _SMALLEST).astype(np.float32)
-            scale = _bfloat16(scale) if in_blocks else scale
-            tried = np.clip(np.rint(part / scale[:, None]), -8, 7)
-            error = np.square(part - tried * scale[:, None]).sum(-1)
-            better = error < least
-            least = np.where(better, error, least)
-            scales[at:at + rows][better] = scale[better]
+    least = np.full(len(parts), np.inf, np.float32)
+    for share in (1.0, 0.95, 0.9, 0.85, 0.8, 1.1):
+        scale = np.maximum(largest * share, _SMALLEST).astype(np.float32)
+        scale = _bfloat16(scale) if in_blocks else scale
+        tried = np.clip(np.rint(parts / scale[:, None]), -8, 7)
+        error = np.square(parts - tried * scale[:, None]).sum(-1)
+        better = error < least
+        least = np.where(better, error, least)
+        scales[better] = scale[better]
     return scales
 
 
