@@ -54,8 +54,7 @@ def run(flags, strategy, calibration, sampling: Sampling, new_tokens: int | None
     batch = flags.batch if model.pads else 1
     bar = Progress()
     with bar.task("answering", len(left)) as advance:
-        for start in range(0, len(left), batch):
-            indices = left[start:start + batch]
+        for indices in batches(left, batch):
             for row, tokens in finished(engine, [encoded[i] for i in indices], new_tokens,
                                         sampling.shifted(indices[0]), tokenizer.eos_ids):
                 index = indices[row]
@@ -66,6 +65,17 @@ def run(flags, strategy, calibration, sampling: Sampling, new_tokens: int | None
     bar.say(f"{len(prompts)} answers: {flags.answers}"
             + (f" ({len(prompts) - len(left)} of them from an interrupted run)"
                if len(left) < len(prompts) else ""))
+
+
+def batches(indices: list[int], most: int) -> list[list[int]]:
+    """Stretches of neighbours: what a row draws follows from the first row of its batch."""
+    made: list[list[int]] = []
+    for index in indices:
+        if made and len(made[-1]) < most and made[-1][-1] == index - 1:
+            made[-1].append(index)
+        else:
+            made.append([index])
+    return made
 
 
 def finished(engine, prompts, new_tokens: int, sampling: Sampling,

@@ -20,8 +20,8 @@ from tfspeed.errors import TfspeedError
 
 
 class WorkersEngine(Engine):
-    """The chief calls `generate` and at the end `close`; all others call `serve`. To be made by all,
-    who must have the same weights.
+    """The chief calls `generate`, all others `serve`. To be made by all, who must have the same
+    weights.
 
     One generation at a time. A single row is the chief's own, and is streamed as it comes.
     """
@@ -31,10 +31,11 @@ class WorkersEngine(Engine):
         self.inner, self.member, self.chunk = inner, member, chunk
         super().__init__(inner.name, inner.model)
         self.profile_source = inner.profile_source
-        self.notes = inner.notes + [
-            f"Tokens are gathered {chunk} at a time, the first one at once. Times are the "
-            "chief's clock when it has the tokens of all workers; single gaps (itl_s) are of "
-            "bursts. Quality is measured by the chief, whose weights all workers have."]
+        self.notes = [
+            *inner.notes,
+            f"Tokens are gathered {chunk} at a time, the first one at once. Times are the chief's "
+            "clock when it has the tokens of all workers; single gaps (itl_s) are of bursts. "
+            "Quality is measured by the chief, whose weights all workers have."]
         self._busy = False
         member.agree({"weights": digest(v.numpy() for v in inner.model.keras_model.weights)})
 
@@ -68,15 +69,11 @@ class WorkersEngine(Engine):
         return self.inner.profile(prompts)
 
     def serve(self) -> None:
-        """Takes part in the chief's generations until it calls `close`."""
+        """Takes part in the chief's generations until it tells None."""
         while (request := self.member.tell()) is not None:
             sampling = Sampling(**request.pop("sampling"))
             for _ in self._shared(**request, sampling=sampling):
                 pass
-
-    def close(self) -> None:
-        """Lets the others go."""
-        self.member.tell(None)
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
         if len(prompts) == 1 or self.member.count == 1:
