@@ -72,7 +72,8 @@ class Member:
         if replicas > 1:
             raise TfspeedError("A worker runs on one device.", devices=replicas,
                                hint="Start a worker for each GPU: CUDA_VISIBLE_DEVICES=…")
-        self._gathers: dict[int, tf.types.experimental.PolymorphicFunction] = {}  # by length
+        self._gather = tf.function(lambda given: self.strategy.run(_gathered, args=(given,)),
+                                   reduce_retracing=True)
 
     @property
     def is_chief(self) -> bool:
@@ -85,10 +86,7 @@ class Member:
         with watched():
             given = self.strategy.experimental_distribute_values_from_function(
                 lambda _: tf.constant(values[None], tf.int32))
-            # One function a length: TensorFlow warns of one that is traced for many.
-            gather = self._gathers.setdefault(len(values), tf.function(
-                lambda given: self.strategy.run(_gathered, args=(given,))))
-            return self.strategy.experimental_local_results(gather(given))[0].numpy()
+            return self.strategy.experimental_local_results(self._gather(given))[0].numpy()
 
     def share(self, message) -> list:
         """What JSON can hold, of every worker, to all: a list in the order of the ranks."""

@@ -146,10 +146,10 @@ class Supervisor:
         for worker in ended:  # causes before symptoms
             code = codes[worker.index]
             if code < 0:
-                raise _Died(f"The {self.cluster.named(worker.index)} was killed by "
+                raise _Died(f"{self._named(worker.index)} was killed by "
                             f"{signal.Signals(-code).name}.")
             if code == 1:
-                raise _Died(f"The {self.cluster.named(worker.index)} failed."
+                raise _Died(f"{self._named(worker.index)} failed."
                             + self._said(worker))
         if first := codes.get(self.workers[0].index):
             if first != LOST:
@@ -165,9 +165,13 @@ class Supervisor:
                 return _USER_ERROR
         if LOST in codes.values():
             silent = [w.index for w in self.workers if w.index not in codes]
-            raise _Died(f"The {self.cluster.named(silent[0])} does not answer." if silent else
+            raise _Died(f"{self._named(silent[0])} does not answer." if silent else
                         "A worker on another machine is gone, or does not answer.")
         return None
+
+    def _named(self, index: int) -> str:
+        """A worker, at the start of a sentence."""
+        return self.cluster.named(index).capitalize()
 
     def _said(self, worker: Worker) -> str:
         """The end of what a worker wrote to stderr."""
