@@ -4,7 +4,8 @@ What changes: the values of the weights, by a short training. The teacher is the
 loaded; the loss is KL(teacher ‖ student) over the next tokens of a text, mixed with cross-entropy
 where asked for. `full` trains all float32 weights; `lora` norms, biases, and adapters on every
 Dense, which are merged at the end. Weights that are packed integers stay; zeros of a pruned matrix
-stay zero. Runs on every replica of `mirrored`, to the same result.
+stay zero. Runs on every replica of `mirrored` and every worker of `multi_worker` (named before it),
+to the same result.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
 `--strategy=prune_structured+distill`.
 When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand
@@ -46,6 +47,8 @@ class Options:
     cross_entropy: float = option(0.0, "share of the loss on the text itself, 0 to 1")
     teacher: str = option("", "the model to learn from; default: the one of --model, as loaded")
     checkpoint: str = option("", "folder that an interrupted run goes on from")
+    checkpoint_seconds: float = option(TrainOptions.checkpoint_seconds,
+                                       "between two writings of the checkpoint")
     seed: int = option(0, "of the order of the text, and of what the teacher writes")
 
 
