@@ -69,14 +69,14 @@ def test_a_killed_worker_starts_all_again(tmp_path):
 
 def test_one_death_too_many_is_an_error(tmp_path):
     body = "join()\ntime.sleep(60 if index else 0)\nos.kill(os.getpid(), signal.SIGTERM)"
-    with pytest.raises(TfspeedError, match="Worker 0 .*killed by SIGTERM"):
+    with pytest.raises(TfspeedError, match=r"Worker 0 .*killed by SIGTERM"):
         supervisor(tmp_path, body, restarts=1).run()
     assert gone(tmp_path)
 
 
 def test_a_worker_that_fails_is_quoted(tmp_path):
     body = "join()\nif index: raise SystemError('the reason')\ntime.sleep(60)"
-    with pytest.raises(TfspeedError, match="Worker 1 .*failed.*the reason"):
+    with pytest.raises(TfspeedError, match=r"Worker 1 .*failed.*the reason"):
         supervisor(tmp_path, body).run()
 
 
@@ -89,7 +89,7 @@ def test_the_mistake_of_another_worker_is_told_once(tmp_path, capfd):
 
 def test_a_frozen_worker_is_named(tmp_path):
     body = f"join()\nif index: os.kill(os.getpid(), signal.SIGSTOP)\nsys.exit({LOST})"
-    with pytest.raises(TfspeedError, match="Worker 1 .*does not answer"):
+    with pytest.raises(TfspeedError, match=r"Worker 1 .*does not answer"):
         supervisor(tmp_path, body).run()
     assert gone(tmp_path)
 
@@ -107,7 +107,9 @@ time.sleep(60)"""
 
 
 def test_each_worker_has_its_share_of_the_cores(tmp_path):
-    body = "join()\n(here / f'{index}.cores').write_text(json.dumps(sorted(os.sched_getaffinity(0))))"
+    body = """
+join()
+(here / f"{index}.cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))"""
     assert supervisor(tmp_path, body).run() == 0
     shares = [json.loads((tmp_path / f"{i}.cores").read_text()) for i in (0, 1)]
     cores = sorted(os.sched_getaffinity(0))
