@@ -10,6 +10,7 @@ import strategies
 from tfspeed import answers_job, cli, cluster_job, engines, gate
 from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
+from tfspeed.engines.workers import WorkersEngine
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import experiment, profile, report, tensorboard
 from tfspeed.measure.bandwidth import memory_bandwidth
@@ -109,7 +110,7 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
-    if candidates[-1].model.placement.engine is not None:
+    if isinstance(candidates[-1].engine, WorkersEngine):
         candidates[0].notes.append(cluster_job.WAITING)
 
 
