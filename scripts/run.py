@@ -8,6 +8,8 @@
     python scripts/run.py --strategy=low_rank+distill --every_step      a row for each of the two
     python scripts/run.py --strategy=mirrored --batch=8           eight requests at once
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
+    python scripts/run.py --strategy=multi_worker --workers=2 --batch=16    two processes
+    python scripts/run.py --prompts=FILE --answers=FILE --batch=8  answers a file of prompts
     python scripts/run.py --strategy=list                         every strategy in one line
     tensorboard --logdir logs                                     looks at the runs
 
@@ -21,25 +23,10 @@ from pathlib import Path
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tfspeed import cli
+from tfspeed import cli, run_flags
 
 FLAGS = flags.FLAGS
-cli.define_common_flags(output="results.json")
-flags.DEFINE_string("engine", "xla", "how a step is executed: graph, xla, litert (float32 "
-                    "weights), litert:int8, litert:int4, litert:float16, or "
-                    "litert:int4,PATTERN=FORMAT…; fused, fused:int8, …: the same formats, faster, "
-                    "with a C compiler")
-flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 or float16; the "
-                    "baseline row is float32 always")
-flags.DEFINE_bool("every_step", False, "a row after each strategy of --strategy=a+b+c, not only "
-                  "after the last; load s is then what that one took")
-flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
-                  "that can: litert, fused")
-flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")
-flags.DEFINE_float("temperature", 0.0, "for --prompt: 0 is greedy")
-flags.DEFINE_integer("top_k", 0, "for --prompt: sample among the k likeliest tokens; 0: all")
-flags.DEFINE_float("top_p", 1.0, "for --prompt: sample among the likeliest tokens that make up p")
-flags.DEFINE_integer("seed", 0, "for --prompt: the same seed gives the same text")
+run_flags.define()
 
 
 def run():

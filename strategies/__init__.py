@@ -19,6 +19,7 @@ STRATEGIES = {
     "keras_quantize": "strategies.keras_quantize:KerasQuantize",
     "low_rank": "strategies.low_rank:LowRank",
     "mirrored": "strategies.mirrored:Mirrored",
+    "multi_worker": "strategies.multi_worker:MultiWorker",
     "quantize": "strategies.quantize:Quantize",
     "prune": "strategies.prune:Prune",
     "cluster": "strategies.cluster:Cluster",

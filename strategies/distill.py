@@ -5,7 +5,8 @@ loaded; the loss is KL(teacher ‖ student) over the next tokens of a text, mixe
 where asked for. `full` trains all float32 weights; `lora` norms, biases, and adapters on every
 Dense, which are merged at the end. Weights that are packed integers stay; zeros of a pruned matrix
 stay zero. With `bits` the matrices are read as a later `quantize` will round them, by TFMOT's
-quantizers (quantization-aware training). Runs on every replica of `mirrored`, to the same result.
+quantizers (quantization-aware training). Runs on every replica of `mirrored` and every worker of
+`multi_worker` (named before it), to the same result.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
 `--strategy=prune_structured+distill`. Before `quantize` it trains weights that lose little when
 rounded: `--strategy=distill+quantize --distill_bits=4 --quantize_bits=4 --quantize_method=rtn
@@ -56,6 +57,8 @@ class Options:
                            "to 8; 0: as they are")
     group: int = option(32, "for bits=4: values of a row that share a scale; 0: the whole row")
     checkpoint: str = option("", "folder that an interrupted run goes on from")
+    checkpoint_seconds: float = option(TrainOptions.checkpoint_seconds,
+                                       "between two writings of the checkpoint")
     seed: int = option(0, "of the order of the text, and of what the teacher writes")
 
 

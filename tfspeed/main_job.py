@@ -7,9 +7,10 @@ from pathlib import Path
 import rich.console
 
 import strategies
-from tfspeed import cli, engines, gate
+from tfspeed import answers_job, cli, cluster_job, engines, gate
 from tfspeed.devices import set_threads
 from tfspeed.engines.sampling import Sampling
+from tfspeed.engines.workers import WorkersEngine
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import experiment, profile, report, tensorboard
 from tfspeed.measure.environment import environment
@@ -39,7 +40,24 @@ def run(flags) -> int | None:
     calibration = read_calibration(flags)
     threads = set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
+    if flags.prompts is not None:
+        answers_job.read_prompts(flags.prompts)
+        check_writable(flags.answers, "answers")
 
+    def job():
+        if flags.prompts is not None:
+            return answers_job.run(flags, strategy, calibration, sampling, workload.new_tokens)
+        return measure(flags, strategy, workload, settings, sampling, text, calibration, threads)
+
+    join = cluster_job.member_of(flags, strategy)
+    if join is not None:
+        return cluster_job.run(flags, strategy, calibration, join, job)
+    return job()
+
+
+def measure(flags, strategy, workload, settings, sampling, text, calibration,
+            threads) -> int | None:
+    """Measures the strategy beside the baseline and reports; returns an exit code."""
     bar = Progress()
     candidates: list[Candidate] = []
     rows: list[dict] = []
@@ -92,6 +110,8 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
+    if isinstance(candidates[-1].engine, WorkersEngine):
+        candidates[0].notes.append(cluster_job.WAITING)
 
 
 def time_all(candidates, bar) -> None:
@@ -150,7 +170,7 @@ def read_calibration(flags) -> str | None:
     return text
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, flag: str = "output") -> None:
     """Refuses an output file that cannot be written, before hours are spent on its content."""
     try:
         folder = Path(path).resolve().parent
@@ -158,7 +178,7 @@ def check_writable(path: str) -> None:
     except (OSError, ValueError):  # a name longer than any file's, or with a NUL in it
         fits = False
     if not fits:
-        raise TfspeedError("--output must be a file in a writable folder.", output=path[:200])
+        raise TfspeedError(f"--{flag} must be a file in a writable folder.", **{flag: path[:200]})
 
 
 class _Console(rich.console.Console):

@@ -15,7 +15,7 @@ from tests.conftest import tiny_decoder
 from tfspeed.engines import ENGINES, create
 from tfspeed.engines.sampling import Sampling
 
-EXACT = ["baseline", "mirrored"]
+EXACT = ["baseline", "mirrored", "multi_worker"]
 PROMPTS = [[5, 9, 2, 33], [7], list(range(1, 19)), [60, 61], [3, 1, 4, 1, 5]]
 
 

@@ -1,7 +1,10 @@
 """How the functions of a model are executed. `ENGINES` maps a name to what it is."""
 
+import copy
+
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
+from tfspeed.models.language_model import Placement
 
 ENGINES = {
     "graph": "tf.function, executed operator by operator by TensorFlow's runtime",
@@ -47,6 +50,14 @@ def check_profiled(name: str) -> None:
 def create(name: str, model) -> Engine:
     """Returns the engine called `name` over a `LanguageModel`. Imported only when asked for."""
     check(name)
+    if model.placement.engine is not None:
+        alone = copy.copy(model)
+        alone.placement = Placement()
+        return model.placement.engine(_create(name, alone))
+    return _create(name, model)
+
+
+def _create(name: str, model) -> Engine:
     kind, _, weights = name.partition(":")
     if kind == "litert":
         return _litert(model, weights or "float32")

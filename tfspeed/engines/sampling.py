@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
 
+_ROW = 0x9E3779B1  # what a row's seed is away from that of the row before
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -39,6 +41,10 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    def shifted(self, rows: int) -> "Sampling":
+        """That of a batch whose first row is row `rows` of another batch."""
+        return dataclasses.replace(self, seed=(self.seed + _ROW * rows) % 2**31)
+
 
 def greedy(logits):
     """int32 `[batch]`, the likeliest token of float32 logits `[batch, vocabulary]`."""
@@ -48,7 +54,7 @@ def greedy(logits):
 def seeds(seed: int, batch: int, count: int) -> np.ndarray:
     """One seed a row for token `count`, int32 `[batch, 2]`: a row draws the same numbers wherever
     it is placed, so that sharding a batch does not change what is sampled."""
-    rows = (seed + 0x9E3779B1 * np.arange(batch, dtype=np.int64)) % 2**31
+    rows = (seed + _ROW * np.arange(batch, dtype=np.int64)) % 2**31
     return np.stack([rows, np.full(batch, count)], axis=1).astype(np.int32)
 
 

@@ -62,7 +62,7 @@ def library() -> ctypes.CDLL:
     flags = shlex.split(os.environ.get("CFLAGS", ""))
     kept = [_folder() / f"kernels-{_key(command, flags)}.so" for command in commands]
     for path in kept:
-        if path.is_file() and _ours(path.parent) and _ours(path):
+        if path.is_file() and ours(path.parent) and ours(path):
             return _load(path)
     failures = []
     for command, path in zip(commands, kept, strict=True):
@@ -71,7 +71,7 @@ def library() -> ctypes.CDLL:
             made = Path(folder) / path.name
             failure = _compile(command, flags, made)
             if failure is None:
-                return _load(path if _keep(made, path) else made)
+                return _load(path if keep(made, path) else made)
             failures.append(failure)
     command, said = failures[0]
     raise TfspeedError("The fused engine's kernels could not be compiled.", command=command,
@@ -105,7 +105,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def _ours(path: Path) -> bool:
+def ours(path: Path) -> bool:
     """Whether a file or folder is there that nobody else can write: it will be run as code."""
     try:
         found = path.lstat()
@@ -115,12 +115,12 @@ def _ours(path: Path) -> bool:
     return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _keep(made: Path, path: Path) -> bool:
+def keep(made: Path, path: Path) -> bool:
     """Copies beside the path, then renames: a reader never sees half of a file. Gives whether the
     folder could be written, by us alone."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _ours(path.parent):
+        if not ours(path.parent):
             return False
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             beside = Path(folder) / path.name

@@ -16,10 +16,12 @@ class Placement:
 
     A distribution strategy puts another in its place, which shards the rows of a batch over
     replicas (`shard`), runs a function on all of them (`run`) and puts the rows of the results
-    back in order (`gather`).
+    back in order (`gather`). One whose `engine` is not None shares out whole generations, over
+    processes: `engine(made)` wraps an engine that knows nothing of it.
     """
 
     devices: tuple[str, ...] = ()
+    engine = None
 
     def shard(self, rows: np.ndarray) -> Any:
         """Takes `[batch, ...]` on the host, gives what `run` takes."""
@@ -31,6 +33,14 @@ class Placement:
     def gather(self, value: Any) -> np.ndarray:
         """Takes one result of `run`, gives `[batch, ...]` on the host."""
         return np.asarray(value)
+
+    def agree(self, facts: dict[str, str]) -> None:
+        """Raises TfspeedError where another process that takes part has other facts."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return True
 
 
 class LanguageModel:

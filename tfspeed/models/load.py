@@ -85,7 +85,7 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
     name = str(model)
     if not name:
         raise TfspeedError("--model must name a model.", model=name)
-    source = MODELS[name]() if name in MODELS else _expanded(name)
+    source = located(name)
     if name.startswith("~") or _exists(source):
         loaded = _load_path(source, dtype)
     elif "://" in name:
@@ -100,6 +100,11 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
         loaded.name = name
     loaded.reload = lambda: load(model)
     return loaded
+
+
+def located(name: str) -> Path:
+    """Where the file or folder of a model is, or would be: a preset has none."""
+    return MODELS[name]() if name in MODELS else _expanded(name)
 
 
 def wrap(model: keras.Model, name: str = "") -> LanguageModel:

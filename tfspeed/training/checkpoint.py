@@ -1,6 +1,5 @@
 """What an interrupted run goes on from: one file, written beside and renamed."""
 
-import hashlib
 import json
 import os
 import zipfile
@@ -79,13 +78,3 @@ class Checkpoint:
                 "The checkpoint is that of another run.", checkpoint=str(self.path),
                 differs=", ".join(other),
                 hint="Give another folder, or remove this file to begin again.")
-
-
-def digest(arrays) -> str:
-    """SHA-256 over types, shapes and values."""
-    made = hashlib.sha256()
-    for array in arrays:
-        array = np.ascontiguousarray(array)
-        made.update(f"{array.dtype}{array.shape}".encode())
-        made.update(array.reshape(-1).view(np.uint8))
-    return made.hexdigest()[:32]

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfspeed.compression import copying
+from tfspeed.digest import digest
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.training.adam import Adam
-from tfspeed.training.checkpoint import Checkpoint, digest
+from tfspeed.training.checkpoint import Checkpoint
 from tfspeed.training.interrupt import deferred_interrupt
 from tfspeed.training.learning import every, small
 from tfspeed.training.lora import Adapted
@@ -81,7 +82,7 @@ class _Run:
 
     def __init__(self, strategy, student, teacher, tokens, options: TrainOptions):
         self.strategy, self.teacher, self.tokens, self.options = strategy, teacher, tokens, options
-        self.batches = batches(*tokens.shape, options)
+        self.batches, self.placement = batches(*tokens.shape, options), student.placement
         learning = every(student.keras_model)
         if not learning:
             raise TfspeedError("The model has no float32 weights that could be trained.",
@@ -153,6 +154,8 @@ class _Run:
 
     def _resume(self) -> None:
         saved = self.checkpoint.read() if self.checkpoint else None
+        # Every worker reads it: they must have seen the same.
+        self.placement.agree({"checkpoint's step": str(saved[0] if saved else None)})
         if saved is None:
             return
         self.step, self.losses, arrays = saved
@@ -164,7 +167,7 @@ class _Run:
         return self.variables + (self.adam.slots if self.step < len(self.batches) else [])
 
     def save(self) -> None:
-        if self.checkpoint:
+        if self.checkpoint and self.placement.writes:
             self.checkpoint.write(self.step, self.losses, [_numpy(v) for v in self._saved()])
 
     def all_steps(self, on_step) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 
 from tfspeed import engines
 from tfspeed.compression import calibration
+from tfspeed.digest import digest
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
-from tfspeed.training.checkpoint import digest
 
 SOURCES = ("text", "self")
 _ROWS = 16  # written at a time: more tokens a second, the memory of their caches

@@ -1,0 +1,120 @@
+"""A job on several workers, behind `--strategy=multi_worker`: who supervises, leads, follows."""
+
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+import tfspeed
+from tfspeed import engines
+from tfspeed.cluster import addresses, binding, supervisor
+from tfspeed.cluster.member import Member, WorkerLost, joined, supervised, watched
+from tfspeed.errors import TfspeedError
+from tfspeed.export.files import listing
+from tfspeed.models.load import load, located
+
+WAITING = ("Measured by the chief of the workers alone, on its own cores, while the others wait; "
+           "in turn with the other row.")
+
+
+def member_of(flags, strategy) -> Callable[[], Member] | None:
+    """What joins the cluster, where a strategy runs on workers; None where none does."""
+    parts = getattr(strategy, "parts", [strategy])
+    found = [part for part in parts if part.name == "multi_worker"]
+    if not found:
+        for name in ("workers", "bind", "restarts", "join_timeout"):
+            if flags[name].present:
+                raise TfspeedError(f"--{name} is for workers.", strategy=flags.strategy,
+                                   hint="Add --strategy=multi_worker.")
+        return None
+    return lambda: found[0].member
+
+
+def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
+        job: Callable[[], int | None]) -> int | None:
+    """Runs a job of the chief's over workers; returns an exit code.
+
+    In the process that the user started: starts this machine's workers and watches them. In a
+    worker: joins, makes sure that all are alike, and leads (`job`) or follows.
+    """
+    if not supervised():
+        return supervise(flags)
+    try:
+        with watched():
+            member = join()
+            member.agree(_facts(flags, strategy, calibration))
+            joined()
+            if not member.is_chief:
+                return _follow(flags, strategy, calibration)
+            code = job()
+            if code in (None, 0, 3):  # after Ctrl-C the others may be anywhere
+                member.tell(None)  # lets them go
+            return code
+    except WorkerLost:
+        return supervisor.LOST
+
+
+def _follow(flags, strategy, calibration) -> None:
+    with strategy.scope():
+        model = strategy.apply(load(flags.model, flags.dtype), calibration)
+    engines.create(flags.engine, model).serve()
+
+
+def _facts(flags, strategy, calibration) -> dict[str, str]:
+    """What all workers must have in common before they load anything."""
+    source = located(flags.model)
+    files = listing(source) if source.exists() else []
+    return {"tfspeed": tfspeed.__version__, "tensorflow": tf.__version__,
+            "keras": keras.__version__, "python": platform.python_version(),
+            "strategy": strategy.label, "engine": flags.engine, "dtype": flags.dtype,
+            "model": " ".join(file["sha256"][:16] for file in files) or flags.model,
+            "calibration": str(hash_of(calibration))}
+
+
+def hash_of(text: str | None) -> str:
+    import hashlib
+    return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+
+
+def supervise(flags) -> int:
+    """Starts this machine's workers: all of them, or the one of TF_CONFIG."""
+    binding.check(flags.bind)
+    for name, least in (("workers", 1), ("restarts", 0), ("join_timeout", 1)):
+        if not flags[name].value >= least:
+            raise TfspeedError(f"--{name} must be at least {least}.", **{name: flags[name].value})
+    cluster = addresses.from_environment()
+    if cluster is None:
+        indices = list(range(flags.workers))
+
+        def make():
+            return addresses.local(flags.workers, flags.bind)
+    else:
+        if flags["workers"].present:
+            raise TfspeedError("--workers starts workers on this machine, and TF_CONFIG (or "
+                               "--hosts) says where they are.", workers=flags.workers)
+        own = cluster.addresses[cluster.index]
+        indices = [cluster.index]
+        _check_reachable(own, flags.bind)
+
+        def make():
+            addresses.check_free(own, flags.bind)
+            return cluster
+    resumes = bool(flags.prompts) or bool(getattr(flags, "distill_checkpoint", None)
+                                          if "distill_checkpoint" in flags else None)
+    return supervisor.Supervisor(
+        make, indices, [str(Path(sys.argv[0]).resolve()), *sys.argv[1:]], flags.bind,
+        flags.join_timeout, flags.restarts if resumes else 0,
+        lambda text: print(text, file=sys.stderr, flush=True)).run()
+
+
+def _check_reachable(own: str, bind: str) -> None:
+    host = own.rpartition(":")[0]
+    if bind == addresses.LOOPBACK and host not in (bind, "localhost"):
+        raise TfspeedError(
+            "Workers listen on 127.0.0.1 only, where those of other hosts cannot reach them.",
+            address=own, hint=f"Give --bind={host if host[0].isdigit() else 'ADDRESS'}, this "
+            "machine's address in a private network: TensorFlow's connections are neither "
+            "authenticated nor encrypted.")
