@@ -133,11 +133,10 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
         made = create_engine(engine, loaded)
         time_generation(made, prompts, workload.new_tokens, limit=2)
         compile_s = time.perf_counter() - start
-    replicas = len(made.devices)
     notes = [*loaded.notes, *strategy.report(), *made.notes]
-    if workload.batch % max(1, replicas):
+    if workload.batch % made.row_shares:
         notes.append(f"A batch of {workload.batch} leaves replicas without work of their own: "
-                     f"make --batch a multiple of {replicas}.")
+                     f"make --batch a multiple of {made.row_shares}.")
     return Candidate(strategy.label, made, workload, prompts, load_s,
                      compile_s=compile_s,
                      peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
@@ -341,7 +340,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
     if latency.get("tpot_s"):
         # Half of the new tokens is the mean context of a step beyond the prompt.
         context = workload.prompt_tokens + workload.new_tokens // 2
-        step_bytes = active * candidate.engine.step_bytes(-(-workload.batch // active), context)
+        shares = min(active, candidate.engine.row_shares)
+        step_bytes = shares * candidate.engine.step_bytes(-(-workload.batch // shares), context)
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}
@@ -363,8 +363,9 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: flo
 
 
 def _active_replicas(engine, batch: int) -> int:
-    """One row stays on one replica; more are filled up, by repeating one, to a share for all."""
-    return 1 if batch == 1 else max(1, len(engine.devices))
+    """Where rows are shared out, one row stays on one replica; more are filled up, by repeating
+    one, to a share for all."""
+    return 1 if batch == 1 and engine.row_shares > 1 else max(1, len(engine.devices))
 
 
 def _file_bytes(source) -> int | None:

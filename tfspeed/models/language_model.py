@@ -17,9 +17,17 @@ class Placement:
     A distribution strategy puts another in its place, which shards the rows of a batch over
     replicas (`shard`), runs a function on all of them (`run`) and puts the rows of the results
     back in order (`gather`).
+
+    Attributes:
+        devices: those it runs on; () where nothing is distributed.
+        row_shares: how many parts the rows of a batch are split into; 1: all devices see all rows.
+        exchanges: whether its devices exchange values inside a pass. Then neither XLA nor a
+            tf.function of one replica can hold a pass; the model has `in_compiled_pieces`.
     """
 
     devices: tuple[str, ...] = ()
+    row_shares = 1
+    exchanges = False
 
     def shard(self, rows: np.ndarray) -> Any:
         """Takes `[batch, ...]` on the host, gives what `run` takes."""
