@@ -8,7 +8,8 @@ import rich.console
 
 import strategies
 from tfspeed import cli, engines, gate
-from tfspeed.devices import set_threads
+from tfspeed.affinity import check_cores
+from tfspeed.devices import available_cores, set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import experiment, profile, report, tensorboard
@@ -34,6 +35,7 @@ def run(flags) -> int | None:
     engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
         engines.check_profiled(flags.engine)
+    check_cores("baseline_cores", flags.baseline_cores)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
@@ -47,6 +49,7 @@ def run(flags) -> int | None:
     rows: list[dict] = []
     try:
         prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
+        hold_baseline(candidates[0], flags.baseline_cores)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
@@ -92,6 +95,14 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
+
+
+def hold_baseline(baseline: Candidate, cores: int) -> None:
+    """Lets the baseline's timed generations use some cores only, and says so."""
+    baseline.cores = cores
+    if cores:
+        baseline.notes.append(f"The baseline was timed with all threads on {cores} of "
+                              f"{available_cores()} cores (--baseline_cores).")
 
 
 def time_all(candidates, bar) -> None:

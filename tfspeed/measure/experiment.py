@@ -10,12 +10,14 @@ import numpy as np
 import psutil
 
 from tfspeed import gate
+from tfspeed.affinity import pinned
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.engines.base import bucket
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import metrics, quality, tasks
 from tfspeed.measure import profile as profiles
+from tfspeed.measure.bandwidth import memory_bandwidth
 from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel, check_fits
@@ -93,6 +95,7 @@ class Candidate:
     runtime_rss_bytes: int
     notes: list[str]
     max_perplexity_increase: float = gate.EXACT
+    cores: int = 0  # those that its timed generations may use; 0: all
     timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
     tokens: np.ndarray | None = None
     steady: bool = True  # whether every timed generation gave these tokens
@@ -203,8 +206,9 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
     for round_number in range(candidates[0].workload.repetitions + 1):
         for candidate in candidates[::-1 if round_number % 2 else 1]:
             collected: list = []
-            timing = time_generation(candidate.engine, candidate.prompts,
-                                     candidate.workload.new_tokens, collect=collected)
+            with pinned(candidate.cores):
+                timing = time_generation(candidate.engine, candidate.prompts,
+                                         candidate.workload.new_tokens, collect=collected)
             if round_number:
                 candidate.timings.append(timing)
             made = np.stack(collected, axis=1)
@@ -322,6 +326,9 @@ def rows(candidates: list[Candidate], threads: int, bandwidth: float) -> list[di
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int, bandwidth: float) -> dict:
     model, workload = candidate.model, candidate.workload
+    if candidate.cores:
+        threads = min(threads, candidate.cores)
+        bandwidth = memory_bandwidth(threads)
     active = _active_replicas(candidate.engine, workload.batch)
     if default_device().startswith("GPU"):
         bandwidth *= active  # each has a memory of its own; CPU devices share one
