@@ -10,7 +10,6 @@ the ring). All workers send at the same time, and nothing else uses their links.
 """
 
 import dataclasses
-import math
 
 from tfspeed.errors import TfspeedError
 
@@ -40,46 +39,57 @@ class Cost:
     Attributes:
         messages: that follow one another, each waiting for the one before.
         sent_bytes: by the worker that sends most; in rings all send the same.
+        total_bytes: by all workers.
+        waited_bytes: in the messages that follow one another.
     """
 
     messages: int
     sent_bytes: float
+    total_bytes: float
+    waited_bytes: float
 
     def seconds(self, link: Link) -> float:
-        return self.messages * link.alpha_s + self.sent_bytes / link.bytes_per_s
+        return self.messages * link.alpha_s + self.waited_bytes / link.bytes_per_s
+
+
+def _ring(workers: int, size: float, rounds: int) -> Cost:
+    """In each round every worker sends the next one a part of `size / workers`."""
+    _check(workers, size)
+    sent = rounds / workers * size
+    return Cost(rounds, sent, workers * sent, sent)
 
 
 def all_reduce(workers: int, size: float) -> Cost:
     """Every worker gets the sum of all workers' `size` bytes: a ring that reduces and scatters,
     then gathers, in parts of `size / workers`."""
-    _check(workers, size)
-    return Cost(2 * (workers - 1), 2 * (workers - 1) / workers * size)
+    return _ring(workers, size, 2 * (workers - 1))
 
 
 def reduce_scatter(workers: int, size: float) -> Cost:
     """Every worker gets its part of the sum of all workers' `size` bytes."""
-    _check(workers, size)
-    return Cost(workers - 1, (workers - 1) / workers * size)
+    return _ring(workers, size, workers - 1)
 
 
 def all_gather(workers: int, size: float) -> Cost:
     """Every worker gets the parts of all, `size` bytes when they are put together."""
-    _check(workers, size)
-    return Cost(workers - 1, (workers - 1) / workers * size)
+    return _ring(workers, size, workers - 1)
 
 
 def broadcast(workers: int, size: float) -> Cost:
-    """Every worker gets the `size` bytes of one: a binomial tree. Who has them hands them on, so
-    that their number doubles with each message; the root sends one each time."""
+    """Every worker gets the `size` bytes of one: a binary tree, worker r hands them to 2r + 1 and
+    then to 2r + 2 (TensorFlow's hierarchical_tree_broadcaster.cc)."""
     _check(workers, size)
-    rounds = math.ceil(math.log2(workers))
-    return Cost(rounds, rounds * size)
+    arrived = [0]  # after how many messages
+    for worker in range(1, workers):
+        arrived.append(arrived[(worker - 1) // 2] + (1 if worker % 2 else 2))
+    last = max(arrived)
+    return Cost(last, min(2, workers - 1) * size, (workers - 1) * size, last * size)
 
 
 def point_to_point(size: float) -> Cost:
     """One worker sends `size` bytes to another."""
     _check(2, size)
-    return Cost(1, size)
+    return Cost(1, size, size, size)
 
 
 def fit(sizes: list[float], seconds: list[float]) -> Link:
