@@ -7,6 +7,7 @@ import tensorflow as tf
 import strategies
 from strategies.tensor_parallel import Options
 from tests.conftest import MODELS, tiny_decoder
+from tests.workers import run_workers
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 
@@ -174,3 +175,34 @@ def test_bad_counts():
     with pytest.raises(TfspeedError, match="the parts are its replicas"), \
             tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         sharded(tiny_decoder(), 3)
+
+
+def test_two_workers_share_one_model():
+    """Real processes, TensorFlow's collectives between them; which part is whose is told by the
+    strategy alone."""
+    answers = run_workers(2, """
+from tfspeed import devices
+devices.logical_cpus = lambda count: []  # conftest's; here TensorFlow has started, on one device
+import strategies
+from tests.strategies.test_tensor_parallel import FAMILIES, PROMPTS, TOKENS, filled
+from tests.conftest import tiny_decoder
+from tfspeed.engines import create
+found = {}
+with strategy.scope():
+    for family in ("smollm", "falcon"):
+        model = strategies.create("tensor_parallel").apply(filled(tiny_decoder(**FAMILIES[family])))
+        engine = create("graph", model)
+        found[family] = np.stack(list(engine.generate(PROMPTS, 5)), axis=1).tolist()
+    columns = model.keras_model.blocks[0].mlp.down._kernel
+    local, = strategy.experimental_local_results(columns.value)
+    found["columns"] = local.numpy().tolist()
+print(json.dumps(found))
+""")
+    for family in ("smollm", "falcon"):
+        plain = filled(tiny_decoder(**FAMILIES[family]))
+        wanted = generate(create("graph", plain))
+        for answer in answers:
+            np.testing.assert_array_equal(answer[family], wanted)
+    np.testing.assert_array_equal(
+        np.concatenate([answer["columns"] for answer in answers]).astype(np.float32),
+        plain.keras_model.blocks[0].mlp.down._kernel.numpy())
