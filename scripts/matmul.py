@@ -13,8 +13,8 @@ they are measured here. A large product pays (work grows with size^3, the exchan
 small one does not: try --size=100.
 
 On a CPU the devices are logical ones, a core each, and the one device is held to one core while it
-is timed (--baseline_cores). With all cores it has what the devices have together, and nothing can
-be gained: try --baseline_cores=0.
+is timed (--cores_for_baseline). With all cores it has what the devices have together, and nothing can
+be gained: try --cores_for_baseline=0.
 
 Exit codes: 0; 1 if the products differ; 2 for a mistake in the flags.
 """
@@ -32,7 +32,7 @@ flags.DEFINE_integer("size", 1000, "rows and columns of both matrices")
 flags.DEFINE_string("split", "rows", "what is split: rows (of A), columns (of B), or inner (A's "
                     "columns with B's rows)")
 flags.DEFINE_integer("devices", 0, "how many; 0: every GPU, or a logical device for each core")
-flags.DEFINE_integer("baseline_cores", 1, "cores that the one device is timed on; 0: all")
+flags.DEFINE_integer("cores_for_baseline", 1, "cores that the one device is timed on; 0: all")
 flags.DEFINE_integer("repetitions", 30, "timed products of each")
 
 

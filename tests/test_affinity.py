@@ -43,5 +43,5 @@ def test_zero_means_as_they_are():
 
 @pytest.mark.parametrize("cores", [-1, 1000])
 def test_cores_that_are_none(cores):
-    with pytest.raises(TfspeedError, match=f"baseline_cores={cores}"):
-        check_cores("baseline_cores", cores)
+    with pytest.raises(TfspeedError, match=f"cores_for_baseline={cores}"):
+        check_cores("cores_for_baseline", cores)

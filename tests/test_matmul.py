@@ -71,7 +71,7 @@ def test_the_script():
 
 
 @pytest.mark.parametrize("flag", ["--split=diagonal", "--size=0", "--devices=-1",
-                                  "--baseline_cores=9999"])
+                                  "--cores_for_baseline=9999"])
 def test_mistakes(flag):
     code, out, err = run(flag)
     assert (code, out) == (2, "")

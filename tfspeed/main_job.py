@@ -35,7 +35,7 @@ def run(flags) -> int | None:
     engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
         engines.check_profiled(flags.engine)
-    check_cores("baseline_cores", flags.baseline_cores)
+    check_cores("cores_for_baseline", flags.cores_for_baseline)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
@@ -49,7 +49,7 @@ def run(flags) -> int | None:
     rows: list[dict] = []
     try:
         prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
-        hold_baseline(candidates[0], flags.baseline_cores)
+        hold_baseline(candidates[0], flags.cores_for_baseline)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
@@ -102,7 +102,7 @@ def hold_baseline(baseline: Candidate, cores: int) -> None:
     baseline.cores = cores
     if cores:
         baseline.notes.append(f"The baseline was timed with all threads on {cores} of "
-                              f"{available_cores()} cores (--baseline_cores).")
+                              f"{available_cores()} cores (--cores_for_baseline).")
 
 
 def time_all(candidates, bar) -> None:

@@ -155,20 +155,20 @@ def run(flags) -> int:
             raise TfspeedError(f"--{name} must lie in [1, {most}].", **{name: flags[name].value})
     if flags.split not in SPLITS:
         raise TfspeedError(f"--split must be one of {', '.join(SPLITS)}.", split=flags.split)
-    check_cores("baseline_cores", flags.baseline_cores)
+    check_cores("cores_for_baseline", flags.cores_for_baseline)
     devices = replica_devices(flags.devices)
     most = len(devices)
     if devices[0].startswith("CPU"):
-        most = available_cores() / (flags.baseline_cores or available_cores())
+        most = available_cores() / (flags.cores_for_baseline or available_cores())
     found = compare(mirrored_strategy(devices), flags.size, flags.split, flags.repetitions,
-                    flags.baseline_cores, most)
+                    flags.cores_for_baseline, most)
     _print(found, devices, flags)
     # Sums of `size` products in another order: the error grows with their number at most.
     return 0 if found.difference <= flags.size * 2**-23 else 1
 
 
 def _single(flags) -> str:
-    cores = flags.baseline_cores
+    cores = flags.cores_for_baseline
     return "one device" + (f", {cores} core{'s' * (cores > 1)}" if cores else "")
 
 
