@@ -13,8 +13,8 @@ they are measured here. A large product pays (work grows with size^3, the exchan
 small one does not: try --size=100.
 
 On a CPU the devices are logical ones, a core each, and the one device is held to one core while it
-is timed (--cores_for_baseline). With all cores it has what the devices have together, and nothing can
-be gained: try --cores_for_baseline=0.
+is timed. With --cores_for_baseline=0 it has all, what the devices have together, and nothing can be
+gained.
 
 Exit codes: 0; 1 if the products differ; 2 for a mistake in the flags.
 """

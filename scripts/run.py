@@ -32,8 +32,8 @@ flags.DEFINE_string("dtype", "float32", "type of the weights: float32, bfloat16 
                     "baseline row is float32 always")
 flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
                   "that can: litert, fused")
-flags.DEFINE_integer("cores_for_baseline", 0, "cores that the baseline is timed on; 0: all. With 1, "
-                     "two replicas on two cores are compared with one device on one core")
+flags.DEFINE_integer("cores_for_baseline", 0, "cores that the baseline is timed on; 0: all. "
+                     "With 1, two replicas on two cores are compared with one device on one core")
 flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated")
 flags.DEFINE_float("temperature", 0.0, "for --prompt: 0 is greedy")
 flags.DEFINE_integer("top_k", 0, "for --prompt: sample among the k likeliest tokens; 0: all")

@@ -139,7 +139,7 @@ def tables(rows: list[dict]) -> list:
 
 
 def _table(rows: list[dict]) -> rich.table.Table:
-    table = rich.table.Table("", title=title(rows[0]), title_justify="left", title_style="bold",
+    table = rich.table.Table("", title=title(rows[-1]), title_justify="left", title_style="bold",
                              box=rich.box.SIMPLE_HEAD)
     for row in rows:
         table.add_column(Text(label(row)), justify="right")
@@ -182,8 +182,8 @@ def _notes(rows: list[dict]) -> list[str]:
     if tokens:
         notes.add(f"quality: on {tokens} tokens" + (
             f" and {questions} questions" if questions else "") + "; intervals are of 95 %.")
-    bandwidth = rows[0].get("read_bandwidth_gb_per_s")
+    bandwidth = rows[-1].get("read_bandwidth_gb_per_s")  # the first may be held to some cores
     if bandwidth:
-        notes.add(f"limit: this machine reads {bandwidth:.1f} GB/s with {rows[0]['threads']} "
+        notes.add(f"limit: this machine reads {bandwidth:.1f} GB/s with {rows[-1]['threads']} "
                   "threads; a decode step cannot be faster than its reads.")
     return sorted(notes)
