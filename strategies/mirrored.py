@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from strategies.base import Strategy, option
-from tfspeed.devices import replica_devices
+from tfspeed.devices import mirrored_strategy, replica_devices
 from tfspeed.models.language_model import Placement
 
 
@@ -35,6 +35,7 @@ class Replicas(Placement):
     def __init__(self, strategy: tf.distribute.Strategy, devices: list[str]):
         self.strategy = strategy
         self.devices = tuple(devices)
+        self.row_shares = len(self.devices)
 
     def shard(self, rows):
         """Equal shares for all: the last row is repeated to fill up, and dropped by the caller.
@@ -76,11 +77,7 @@ class Mirrored(Strategy):
     @property
     def strategy(self) -> tf.distribute.MirroredStrategy:
         if self._strategy is None:
-            # TensorFlow's collectives on one CPU fail where a process makes a second strategy:
-            # their keys are the same. Adding up on one device needs none.
-            reduction = tf.distribute.ReductionToOneDevice() \
-                if self.devices[0].startswith("CPU") else None
-            self._strategy = tf.distribute.MirroredStrategy(self.devices, reduction)
+            self._strategy = mirrored_strategy(self.devices)
         return self._strategy
 
     def scope(self):

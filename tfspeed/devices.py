@@ -68,6 +68,15 @@ def logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
+def mirrored_strategy(devices: list[str]) -> tf.distribute.MirroredStrategy:
+    """Replicas on these devices, as `replica_devices` names them."""
+    # TensorFlow's collectives on one CPU fail where a process makes a second strategy: their keys
+    # are the same. Adding up on one device needs none.
+    on_cpu = devices[0].startswith("CPU")
+    reduction = tf.distribute.ReductionToOneDevice() if on_cpu else None
+    return tf.distribute.MirroredStrategy(devices, reduction)
+
+
 def cpu_model() -> str:
     """The processor's name, as the kernel tells it."""
     try:

@@ -8,7 +8,8 @@ import rich.console
 
 import strategies
 from tfspeed import answers_job, cli, cluster_job, engines, gate
-from tfspeed.devices import set_threads
+from tfspeed.affinity import check_cores
+from tfspeed.devices import available_cores, set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.engines.workers import WorkersEngine
 from tfspeed.errors import TfspeedError
@@ -34,6 +35,7 @@ def run(flags) -> int | None:
     engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
         engines.check_profiled(flags.engine)
+    check_cores("cores_for_baseline", flags.cores_for_baseline)
     tensorboard.check_logdir(flags.logdir)
     check_writable(flags.output)
     text = read_text(flags.eval_text)
@@ -63,6 +65,7 @@ def measure(flags, strategy, workload, settings, sampling, text, calibration,
     rows: list[dict] = []
     try:
         prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
+        hold_baseline(candidates[0], flags.cores_for_baseline)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
@@ -112,6 +115,14 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
     if isinstance(candidates[-1].engine, WorkersEngine):
         candidates[0].notes.append(cluster_job.WAITING)
+
+
+def hold_baseline(baseline: Candidate, cores: int) -> None:
+    """Lets the baseline's timed generations use some cores only, and says so."""
+    baseline.cores = cores
+    if cores:
+        baseline.notes.append(f"The baseline was timed with all threads on {cores} of "
+                              f"{available_cores()} cores (--cores_for_baseline).")
 
 
 def time_all(candidates, bar) -> None:

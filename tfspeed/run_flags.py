@@ -20,6 +20,9 @@ def define() -> None:
                       "only after the last; load s is then what that one took", **shared)
     flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
                       "that can: litert, fused", **shared)
+    flags.DEFINE_integer("cores_for_baseline", 0, "cores that the baseline is timed on; 0: all. "
+                         "With 1, two replicas on two cores are compared with one device on one "
+                         "core", **shared)
     flags.DEFINE_string("prompt", None, "text to answer: printed as it is generated", **shared)
     flags.DEFINE_string("prompts", None, "file of prompts, one a line: all are answered (no row is "
                         "measured), --batch at once; an interrupted run goes on", **shared)

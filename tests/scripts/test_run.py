@@ -32,7 +32,7 @@ def run(*args, cwd):
 @needs_glassllm
 def test_the_main_job_on_a_tiny_real_model(tmp_path):
     code, out, err = run("--strategy=mirrored", "--model=glassllm", "--batch=3",
-                         "--repetitions=2", cwd=tmp_path)
+                         "--repetitions=2", "--cores_for_baseline=1", cwd=tmp_path)
     assert code == 0, err
     assert "mirrored" in out
     assert "never batch-1 latency" in " ".join(out.split())
@@ -42,6 +42,9 @@ def test_the_main_job_on_a_tiny_real_model(tmp_path):
     assert written["environment"]["tensorflow"]
     baseline, mirrored = written["rows"]
     assert (baseline["strategy"], mirrored["strategy"]) == ("baseline", "mirrored")
+    assert baseline["threads"] == 1  # held to one core
+    assert "all threads on 1 of" in " ".join(baseline["notes"])
+    assert "all threads on" not in " ".join(mirrored["notes"])
     assert mirrored["same_tokens"] is True
     assert len(mirrored["devices"]) >= 2
     assert mirrored["perplexity"] == pytest.approx(baseline["perplexity"])
@@ -192,6 +195,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--eval_tokens=-1": "eval_tokens=-1",
         "--repetitions=0": "repetitions=0",
         "--threads=-1": "threads=-1",
+        "--cores_for_baseline=9999": "cores_for_baseline=9999",
         "--speed=9": "Unknown command line flag",
         "stray": "argument='stray'",
         "--temperature=-1": "temperature=-1.0",

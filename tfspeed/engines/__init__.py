@@ -59,6 +59,11 @@ def create(name: str, model) -> Engine:
 
 def _create(name: str, model) -> Engine:
     kind, _, weights = name.partition(":")
+    if model.placement.exchanges and kind in _PACKED:
+        raise TfspeedError(f"The engine {kind} runs a whole model on one device, and the weights "
+                           "of this one are spread over several.", engine=name,
+                           devices=list(model.placement.devices),
+                           hint="Use --engine=xla or graph, or leave tensor_parallel out.")
     if kind == "litert":
         return _litert(model, weights or "float32")
     if kind == "fused":

@@ -95,8 +95,13 @@ class Engine:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that share the rows of a batch; () where one runs them all."""
+        """The devices that share the work; () where one does it all."""
         return self.model.placement.devices
+
+    @property
+    def row_shares(self) -> int:
+        """How many parts the rows of a batch are split into."""
+        return self.model.placement.row_shares if self.devices else 1
 
     def step_bytes(self, batch: int, context: int) -> int:
         """See `LanguageModel.step_bytes`."""

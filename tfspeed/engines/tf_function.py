@@ -17,15 +17,18 @@ class TfFunctionEngine(Engine):
     """
 
     def __init__(self, model: LanguageModel, jit_compile: bool):
+        if jit_compile and model.placement.exchanges:
+            model = model.in_compiled_pieces()
         super().__init__("xla" if jit_compile else "graph", model)
         self.jit_compile = jit_compile
         self._functions: dict = {}
         self._score = None
 
     def score(self, tokens: np.ndarray):
+        place = self.model.placement
         if self._score is None:
-            self._score = tf.function(self.model.score, jit_compile=self.jit_compile)
-        return self._score(tf.convert_to_tensor(tokens, tf.int32))
+            self._score = self._compile(self.model.score)
+        return place.gather(self._score(place.shard(np.asarray(tokens, np.int32))))[:len(tokens)]
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
         place = self.model.placement
@@ -74,8 +77,10 @@ class TfFunctionEngine(Engine):
 
     def _compile(self, function):
         """Compiles for each replica, then for all of them together where there are several."""
-        inner = tf.function(function, jit_compile=self.jit_compile)
         place = self.model.placement
+        if place.exchanges:  # a function of one replica alone cannot wait for the others
+            return tf.function(lambda *args: place.run(function, *args))
+        inner = tf.function(function, jit_compile=self.jit_compile)
         if not place.devices:
             return inner
         # strategy.run must be given a plain Python function, not a compiled one.

@@ -92,6 +92,10 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
         report: says, after the fact, what the strategy did.
     """
     context = fitted(model, context)
+    if model.placement.exchanges:
+        raise TfspeedError("A file holds a whole model, and the weights of this one are spread "
+                           "over several devices.", devices=list(model.placement.devices),
+                           hint="Leave tensor_parallel out.")
     windows, note = text_windows(reference, text)
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])

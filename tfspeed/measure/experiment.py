@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from tfspeed import gate
+from tfspeed.affinity import pinned
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.engines.base import bucket
@@ -94,6 +95,7 @@ class Candidate:
     runtime_rss_bytes: int
     notes: list[str]
     max_perplexity_increase: float = gate.EXACT
+    cores: int = 0  # those that its timed generations may use; 0: all
     timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
     tokens: np.ndarray | None = None
     steady: bool = True  # whether every timed generation gave these tokens
@@ -134,11 +136,10 @@ def prepare(model, strategy, engine: str, workload: Workload, text: str,
         made = create_engine(engine, loaded)
         time_generation(made, prompts, workload.new_tokens, limit=2)
         compile_s = time.perf_counter() - start
-    replicas = len(made.devices)
     notes = [*loaded.notes, *strategy.report(), *made.notes]
-    if workload.batch % max(1, replicas):
+    if workload.batch % made.row_shares:
         notes.append(f"A batch of {workload.batch} leaves replicas without work of their own: "
-                     f"make --batch a multiple of {replicas}.")
+                     f"make --batch a multiple of {made.row_shares}.")
     return Candidate(strategy.label, made, workload, prompts, load_s,
                      compile_s=compile_s,
                      peak_rss_bytes=runtime + memory.peak_rss - memory.start_rss,
@@ -205,8 +206,9 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
     for round_number in range(candidates[0].workload.repetitions + 1):
         for candidate in candidates[::-1 if round_number % 2 else 1]:
             collected: list = []
-            timing = time_generation(candidate.engine, candidate.prompts,
-                                     candidate.workload.new_tokens, collect=collected)
+            with pinned(candidate.cores):
+                timing = time_generation(candidate.engine, candidate.prompts,
+                                         candidate.workload.new_tokens, collect=collected)
             if round_number:
                 candidate.timings.append(timing)
             made = np.stack(collected, axis=1)
@@ -323,6 +325,8 @@ def rows(candidates: list[Candidate], threads: int) -> list[dict]:
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
     model, workload = candidate.model, candidate.workload
+    if candidate.cores:
+        threads = min(threads, candidate.cores)
     active = _active_replicas(candidate.engine, workload.batch)
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
     row = {
@@ -339,7 +343,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
     if latency.get("tpot_s"):
         # Half of the new tokens is the mean context of a step beyond the prompt.
         context = workload.prompt_tokens + workload.new_tokens // 2
-        step_bytes = active * candidate.engine.step_bytes(-(-workload.batch // active), context)
+        shares = min(active, candidate.engine.row_shares)
+        step_bytes = shares * candidate.engine.step_bytes(-(-workload.batch // shares), context)
         bandwidth = memory_bandwidth(threads, step_bytes)
         if default_device().startswith("GPU"):
             bandwidth *= active  # each has a memory of its own; CPU devices share one
@@ -364,8 +369,9 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
 
 
 def _active_replicas(engine, batch: int) -> int:
-    """One row stays on one replica; more are filled up, by repeating one, to a share for all."""
-    return 1 if batch == 1 else max(1, len(engine.devices))
+    """Where rows are shared out, one row stays on one replica; more are filled up, by repeating
+    one, to a share for all."""
+    return 1 if batch == 1 and engine.row_shares > 1 else max(1, len(engine.devices))
 
 
 def _file_bytes(source) -> int | None:

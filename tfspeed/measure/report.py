@@ -139,7 +139,7 @@ def tables(rows: list[dict]) -> list:
 
 
 def _table(rows: list[dict]) -> rich.table.Table:
-    table = rich.table.Table("", title=title(rows[0]), title_justify="left", title_style="bold",
+    table = rich.table.Table("", title=title(rows[-1]), title_justify="left", title_style="bold",
                              box=rich.box.SIMPLE_HEAD)
     for row in rows:
         table.add_column(Text(label(row)), justify="right")
@@ -187,7 +187,7 @@ def _notes(rows: list[dict]) -> list[str]:
         for row in rows if row.get("read_bandwidth_gb_per_s")}))
     if limits:
         notes.add(f"limit: a decode step cannot be faster than its reads, here {limits} with "
-                  f"{rows[0]['threads']} threads.")
+                  f"{rows[-1]['threads']} threads.")
     if any(row.get("roofline_fraction", 0) > 1.05 for row in rows):
         notes.add("over 100 % of the limit: part of the weights stayed in a cache that the "
                   "measured reads did not hit.")

@@ -213,6 +213,10 @@ class Block(keras.layers.Layer):
         return x + (self.mlp_post_norm(out) if self.mlp_post_norm else out), cache
 
 
+def _whole(block: Block, *args):
+    return block(*args)
+
+
 @keras.saving.register_keras_serializable("tfspeed")
 class Decoder(Convertible, keras.Model):
     """The model. `call(tokens)` scores a whole text; `forward` continues one from a state.
@@ -265,8 +269,11 @@ class Decoder(Convertible, keras.Model):
             "index": ops.zeros((), "int32"),
         }
 
-    def forward(self, tokens, lengths, state: dict):
+    def forward(self, tokens, lengths, state: dict, run_block=_whole):
         """Reads `[batch, length]` tokens, padded on the left, into the state.
+
+        Args:
+            run_block: calls one block; a model whose blocks are sharded has its own.
 
         Returns:
             Hidden states after the final norm, `[batch, length, hidden]`, and the new state.
@@ -275,18 +282,20 @@ class Decoder(Convertible, keras.Model):
         offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
         positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
         slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
-        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"])
+        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"],
+                                    run_block)
         new_state = {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
                      "index": state["index"] + length}
         return hidden, new_state
 
-    def hidden(self, tokens):
+    def hidden(self, tokens, run_block=_whole):
         """Hidden states after the final norm, `[batch, length, hidden]`, of whole texts `[batch,
         length]`. No cache is written: it costs time, and TensorFlow has no gradient for it."""
         positions = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
-        return self._read(tokens, positions, positions, [None] * len(self.blocks), None)[0]
+        nothing = [None] * len(self.blocks)
+        return self._read(tokens, positions, positions, nothing, None, run_block)[0]
 
-    def _read(self, tokens, positions, slots, caches, index):
+    def _read(self, tokens, positions, slots, caches, index, run_block):
         """The layers: hidden states after the final norm, and the new caches."""
         c = self.config
         x = self.embedding(tokens)
@@ -301,7 +310,8 @@ class Decoder(Convertible, keras.Model):
                   for window in {c.window(i) for i in range(c.num_layers)}}
         filled = []
         for i, block in enumerate(self.blocks):
-            x, cache = block(x, ropes.get(c.layer_rope(i)), biases[c.window(i)], caches[i], index)
+            x, cache = run_block(block, x, ropes.get(c.layer_rope(i)), biases[c.window(i)],
+                                 caches[i], index)
             filled.append(cache)
         return self.final_norm(x), filled
 
@@ -314,10 +324,14 @@ class Decoder(Convertible, keras.Model):
         bias = ops.where(seen, 0.0, _MASKED)[:, None]
         if self.config.positions == "alibi":
             # Falcon scales the bias with the scores.
-            slopes = alibi_slopes(self.config.num_heads) * self.config.query_scale
+            slopes = ops.convert_to_tensor(self.slopes()) * self.config.query_scale
             distance = ops.cast(key - query, "float32")[:, None]
-            bias = bias + ops.convert_to_tensor(slopes)[None, :, None, None] * distance
+            bias = bias + slopes[None, :, None, None] * distance
         return bias
+
+    def slopes(self):
+        """ALiBi's, one a head."""
+        return alibi_slopes(self.config.num_heads)
 
     def logits(self, hidden):
         """float32 `[..., vocabulary]` of hidden states `[..., hidden]`."""

@@ -18,9 +18,17 @@ class Placement:
     replicas (`shard`), runs a function on all of them (`run`) and puts the rows of the results
     back in order (`gather`). One whose `engine` is not None shares out whole generations, over
     processes: `engine(made)` wraps an engine that knows nothing of it.
+
+    Attributes:
+        devices: those it runs on; () where nothing is distributed.
+        row_shares: how many parts the rows of a batch are split into; 1: all devices see all rows.
+        exchanges: whether its devices exchange values inside a pass. Then neither XLA nor a
+            tf.function of one replica can hold a pass; the model has `in_compiled_pieces`.
     """
 
     devices: tuple[str, ...] = ()
+    row_shares = 1
+    exchanges = False
     engine = None
 
     def shard(self, rows: np.ndarray) -> Any:

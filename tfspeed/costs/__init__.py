@@ -1,0 +1,1 @@
+"""Models of what things cost, to be asked before anything is measured."""
