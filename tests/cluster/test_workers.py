@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.two_workers import TRAINING, cases
 from tests.conftest import tiny_decoder
+from tests.strategies.test_contract import PROMPTS
 from tests.training.test_loop import trained
 from tfspeed.cluster import addresses
 from tfspeed.cluster.supervisor import Supervisor
@@ -33,6 +34,13 @@ def test_every_engine_gives_the_tokens_of_one_device(results, engine):
     assert expected.keys() == results[engine].keys()
     for case, tokens in expected.items():
         assert results[engine][case] == tokens, case
+
+
+def test_a_model_spread_over_workers_gives_them_too(results):
+    alone = create("graph", tiny_decoder())
+    for case, tokens in cases(alone).items():
+        assert results["together"][case] == tokens, case
+    np.testing.assert_allclose(results["score"], alone.score(np.asarray([PROMPTS[2]])), atol=1e-4)
 
 
 def test_training_gives_the_losses_of_one_device_and_the_chief_writes(results):

@@ -57,6 +57,15 @@ def main(folder: Path) -> None:
             member.tell(None)
         else:
             engine.serve()
+    both = strategies.create("multi_worker+tensor_parallel", {"multi_worker": Options(chunk=4)})
+    with both.scope():
+        engine = create("graph", both.apply(tiny_decoder()))
+    if member.is_chief:
+        results["together"] = cases(engine)
+        results["score"] = np.asarray(engine.score(np.asarray([PROMPTS[2]]))).tolist()
+        member.tell(None)
+    else:
+        engine.serve()
     with strategy.scope():
         _, result = trained(strategy.apply(tiny_decoder()),
                             checkpoint=str(folder / f"checkpoint{member.index}"), **TRAINING)

@@ -4,7 +4,6 @@ import copy
 
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
-from tfspeed.models.language_model import Placement
 
 ENGINES = {
     "graph": "tf.function, executed operator by operator by TensorFlow's runtime",
@@ -52,7 +51,7 @@ def create(name: str, model) -> Engine:
     check(name)
     if model.placement.engine is not None:
         alone = copy.copy(model)
-        alone.placement = Placement()
+        alone.placement = model.placement.inside()
         return model.placement.engine(_create(name, alone))
     return _create(name, model)
 

@@ -5,9 +5,14 @@ one inside. Workers generate without a word to each other and meet once in `chun
 the first one at once): a collective takes milliseconds, so one a token would cost more than a
 small model's step. All times are the chief's, of tokens that it has: the slowest worker and the
 network are in them. Within a chunk tokens arrive together, so single gaps (`itl_s`) mean little.
+
+Where the model itself is spread over the workers (`multi_worker+tensor_parallel`) all of them
+generate all rows, step by step together; they meet in the same chunks, to hear whether the chief's
+caller wants more.
 """
 
 import dataclasses
+from collections import deque
 from itertools import islice
 
 import numpy as np
@@ -37,7 +42,9 @@ class WorkersEngine(Engine):
             "clock when it has the tokens of all workers; single gaps (itl_s) are of bursts. "
             "Quality is measured by the chief, whose weights all workers have."]
         self._busy = False
-        member.agree({"weights": digest(v.numpy() for v in inner.model.keras_model.weights)})
+        self.together = inner.model.placement.exchanges
+        if not self.together:  # else each holds weights of its own
+            member.agree({"weights": digest(v.numpy() for v in inner.model.keras_model.weights)})
 
     @property
     def traces(self):
@@ -59,10 +66,16 @@ class WorkersEngine(Engine):
     def devices(self):
         return tuple(f"worker {i}" for i in range(self.member.count))
 
+    @property
+    def row_shares(self):
+        return 1 if self.together else self.member.count
+
     def step_bytes(self, batch, context):
         return self.inner.step_bytes(batch, context)
 
     def score(self, tokens):
+        if self.together:
+            self.member.tell({"scored": np.asarray(tokens).tolist()})
         return self.inner.score(tokens)
 
     def profile(self, prompts):
@@ -71,12 +84,15 @@ class WorkersEngine(Engine):
     def serve(self) -> None:
         """Takes part in the chief's generations until it tells None."""
         while (request := self.member.tell()) is not None:
+            if "scored" in request:
+                self.inner.score(np.asarray(request["scored"], np.int32))
+                continue
             sampling = Sampling(**request.pop("sampling"))
             for _ in self._shared(**request, sampling=sampling):
                 pass
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
-        if len(prompts) == 1 or self.member.count == 1:
+        if self.member.count == 1 or (len(prompts) == 1 and not self.together):
             yield from self.inner.generate(prompts, new_tokens, sampling, stop_tokens)
             return
         if self._busy:
@@ -93,8 +109,11 @@ class WorkersEngine(Engine):
 
     def _shared(self, prompts, new_tokens, stop_tokens, sampling):
         """This worker's part of a generation; yields the tokens of all rows, on every worker."""
-        shares = np.array_split(np.arange(len(prompts)), self.member.count)
+        rows = np.arange(len(prompts))
+        shares = np.array_split(rows, self.member.count)
         mine = shares[self.member.index]
+        if self.together:  # the chief's word is enough
+            shares, mine = [rows] + [rows[:0]] * (self.member.count - 1), rows
         tokens = iter(())
         if len(mine):
             tokens = self.inner.generate([prompts[row] for row in mine], new_tokens,
@@ -120,6 +139,8 @@ class WorkersEngine(Engine):
                     return
         except GeneratorExit:
             if wanted:  # the others are at their next chunk, and will ask for it
+                if self.together:
+                    deque(islice(tokens, size), maxlen=0)  # they cannot make it alone
                 self._gather(None, size, shares)
             raise
 
@@ -128,6 +149,7 @@ class WorkersEngine(Engine):
         sent = np.full((1 + len(shares[0]), size), FINISHED, np.int32)  # the first share is widest
         sent[0, 0] = tokens is not None
         for column, row in enumerate(tokens or ()):
+            row = row[:len(shares[self.member.index])]
             sent[1:1 + len(row), column] = row
         rows = self.member.all_gather(sent.reshape(-1)).reshape(self.member.count, *sent.shape)
         if not rows[0, 0, 0]:

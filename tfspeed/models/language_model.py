@@ -17,7 +17,7 @@ class Placement:
     A distribution strategy puts another in its place, which shards the rows of a batch over
     replicas (`shard`), runs a function on all of them (`run`) and puts the rows of the results
     back in order (`gather`). One whose `engine` is not None shares out whole generations, over
-    processes: `engine(made)` wraps an engine that knows nothing of it.
+    processes: `engine(made)` wraps an engine that knows nothing of it, made for `inside()`.
 
     Attributes:
         devices: those it runs on; () where nothing is distributed.
@@ -30,6 +30,10 @@ class Placement:
     row_shares = 1
     exchanges = False
     engine = None
+
+    def inside(self) -> "Placement":
+        """Where each of the engines runs that `engine` wraps."""
+        return Placement()
 
     def shard(self, rows: np.ndarray) -> Any:
         """Takes `[batch, ...]` on the host, gives what `run` takes."""

@@ -17,8 +17,11 @@ class Shards(Placement):
 
     exchanges = True
 
-    def __init__(self, strategy: tf.distribute.Strategy, devices):
-        self.strategy, self.devices = strategy, tuple(devices)
+    def __init__(self, strategy: tf.distribute.Strategy, devices, engine=None):
+        self.strategy, self.devices, self.engine = strategy, tuple(devices), engine
+
+    def inside(self):
+        return Shards(self.strategy, self.devices)
 
     def run(self, function, *args):
         return self.strategy.run(function, args=args)
@@ -45,7 +48,7 @@ class ShardedModel(DecoderModel):
         decoder.replica = self._replica
         super().__init__(model.name, decoder, model.tokenizer, model.source, model.notes)
         self.reload = model.reload
-        self.placement = Shards(strategy, devices)
+        self.placement = Shards(strategy, devices, model.placement.engine)  # of the processes
         self.pieces = Pieces(compiled=False)
         self._parameters = model.parameters
         self.split_bytes = 0
