@@ -36,13 +36,14 @@ class WorkersEngine(Engine):
         self.inner, self.member, self.chunk = inner, member, chunk
         super().__init__(inner.name, inner.model)
         self.profile_source = inner.profile_source
+        self.together = inner.model.placement.exchanges
         self.notes = [
             *inner.notes,
             f"Tokens are gathered {chunk} at a time, the first one at once. Times are the chief's "
             "clock when it has the tokens of all workers; single gaps (itl_s) are of bursts. "
-            "Quality is measured by the chief, whose weights all workers have."]
+            "Quality is measured by " + ("all workers together." if self.together else
+                                         "the chief, whose weights all workers have.")]
         self._busy = False
-        self.together = inner.model.placement.exchanges
         if not self.together:  # else each holds weights of its own
             member.agree({"weights": digest(v.numpy() for v in inner.model.keras_model.weights)})
 
