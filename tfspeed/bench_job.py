@@ -59,6 +59,7 @@ def run(flags) -> int | None:
         if names:
             start_peers(running, pythons, ours[0].model, threads, bar)
         interleave(ours, running, timed, tokens, bar)
+        experiment.read_limits(ours, threads)
         evaluate(ours, running, quality, tokens, text, bar, settings)
     except KeyboardInterrupt:
         bar.say(experiment.interrupted(ours))

@@ -69,6 +69,7 @@ def measure(flags, strategy, workload, settings, sampling, text, calibration,
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
         time_all(candidates, bar)
+        experiment.read_limits(candidates, threads)
         if flags.profile:
             experiment.profile(candidates, bar)
         experiment.evaluate(candidates, text, bar, settings)

@@ -102,6 +102,7 @@ class Candidate:
     quality: dict = dataclasses.field(default_factory=dict)
     gate: dict = dataclasses.field(default_factory=dict)
     profile: dict | None = None
+    bandwidth: float | None = None  # GB/s, read beside the timing
 
     @property
     def model(self) -> LanguageModel:
@@ -323,11 +324,36 @@ def rows(candidates: list[Candidate], threads: int) -> list[dict]:
     return [_row(c, candidates[0], threads) for c in candidates if c.timings]
 
 
+def read_limits(candidates: Sequence[Candidate], threads: int) -> None:
+    """Measures what memory gives for each candidate's steps: best right after the timing, since
+    virtual machines share it with others."""
+    for candidate in candidates:
+        candidate.bandwidth = _bandwidth(candidate, threads)
+
+
+def _threads(candidate: Candidate, threads: int) -> int:
+    return min(threads, candidate.cores or threads)
+
+
+def _step_bytes(candidate: Candidate) -> int:
+    """Bytes of the weights and caches that a step reads, on all devices together."""
+    workload, engine = candidate.workload, candidate.engine
+    # Half of the new tokens is the mean context of a step beyond the prompt.
+    context = workload.prompt_tokens + workload.new_tokens // 2
+    shares = min(_active_replicas(engine, workload.batch), engine.row_shares)
+    return shares * engine.step_bytes(-(-workload.batch // shares), context)
+
+
+def _bandwidth(candidate: Candidate, threads: int) -> float:
+    bandwidth = memory_bandwidth(_threads(candidate, threads), _step_bytes(candidate))
+    if default_device().startswith("GPU"):  # each has a memory of its own; CPU devices share one
+        bandwidth *= _active_replicas(candidate.engine, candidate.workload.batch)
+    return bandwidth
+
+
 def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
     model, workload = candidate.model, candidate.workload
-    if candidate.cores:
-        threads = min(threads, candidate.cores)
-    active = _active_replicas(candidate.engine, workload.batch)
+    threads = _threads(candidate, threads)
     latency = metrics.latency(candidate.timings, workload.batch, workload.prompt_tokens)
     row = {
         "model": model.name, "parameters": model.parameters,
@@ -341,13 +367,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
         "peak_rss_bytes": candidate.peak_rss_bytes,
     }
     if latency.get("tpot_s"):
-        # Half of the new tokens is the mean context of a step beyond the prompt.
-        context = workload.prompt_tokens + workload.new_tokens // 2
-        shares = min(active, candidate.engine.row_shares)
-        step_bytes = shares * candidate.engine.step_bytes(-(-workload.batch // shares), context)
-        bandwidth = memory_bandwidth(threads, step_bytes)
-        if default_device().startswith("GPU"):
-            bandwidth *= active  # each has a memory of its own; CPU devices share one
+        step_bytes = _step_bytes(candidate)
+        bandwidth = candidate.bandwidth or _bandwidth(candidate, threads)
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}
