@@ -275,7 +275,7 @@ class Decoder(Convertible, keras.Model):
         offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
         positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
         slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
-        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"])
+        hidden, caches = self.read(tokens, positions, slots, state["caches"], state["index"])
         new_state = {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
                      "index": state["index"] + length}
         return hidden, new_state
@@ -284,10 +284,18 @@ class Decoder(Convertible, keras.Model):
         """Hidden states after the final norm, `[batch, length, hidden]`, of whole texts `[batch,
         length]`. No cache is written: it costs time, and TensorFlow has no gradient for it."""
         positions = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
-        return self._read(tokens, positions, positions, [None] * len(self.blocks), None)[0]
+        return self.read(tokens, positions, positions, [None] * len(self.blocks), None)[0]
 
-    def _read(self, tokens, positions, slots, caches, index):
-        """The layers: hidden states after the final norm, and the new caches."""
+    def read(self, tokens, positions, slots, caches, index):
+        """The layers: hidden states after the final norm, and the new caches.
+
+        Args:
+            positions: int32 `[batch, length]` of the tokens; -1: padding.
+            slots: int32 `[batch, capacity]`, the positions that the caches hold, the tokens'
+                own among them; -1: nothing.
+            caches: as in `initial_state`, or None for each layer.
+            index: see `Attention`.
+        """
         c = self.config
         x = self.embedding(tokens)
         if c.embedding_scale != 1.0:
