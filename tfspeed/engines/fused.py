@@ -16,7 +16,7 @@ from tfspeed.litert import fused_plan
 from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
-from tfspeed.litert.fused_session import CONTROL, FusedSession
+from tfspeed.litert.fused_session import FusedSession, control_size
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.packed_cache import packed
 from tfspeed.litert.panels import LANES
@@ -93,7 +93,7 @@ class FusedEngine(LiteRtBase):
     def _write(self, file, batch, length, capacity, all_logits):
         graph, vocabulary = file.signature(f"run_{capacity}"), self.config.vocabulary_size
         tokens = graph.input("tokens", (batch, length), np.int32)
-        control = graph.input("control", (CONTROL + batch,), np.int32)
+        control = graph.input("control", (control_size(batch, 1),), np.int32)
         shape, dtype = self._cache_type(batch)(capacity)
         cache = graph.input("cache", shape, dtype)
         # Weights come in as inputs: one copy in memory, whatever the number of files.

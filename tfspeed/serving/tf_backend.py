@@ -105,7 +105,7 @@ class TfBackend(Backend):
         caches = [tuple(tf.pad(tf.transpose(x, (0, 2, 1, 3)), ((0, 0), (0, 0), (0, length), (0, 0)))
                         for x in pair) for pair in before]
         hidden, caches = decoder.read(tokens, positions, tf.concat([held, positions], 1), caches,
-                                      used)
+                                      tf.constant(used))
         new = [tuple(tf.transpose(x[:, :, used:], (0, 2, 1, 3)) for x in pair) for pair in caches]
         return decoder.logits(hidden[:, -1]), new
 
