@@ -93,8 +93,8 @@ class TfBackend(Backend):
         return logits
 
     def _forward(self, tokens, lengths, starts, before):
-        """float32 logits `[batch, vocabulary]`, and of each layer keys and values of the new tokens,
-        `[batch, length, kv_heads, head_dim]`."""
+        """float32 logits `[batch, vocabulary]`, and of each layer keys and values of the new
+        tokens, `[batch, length, kv_heads, head_dim]`."""
         self.traces += 1  # Python code runs once a trace
         decoder, length = self.model.keras_model, tokens.shape[1]
         used = before[0][0].shape[1]
