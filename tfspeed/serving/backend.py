@@ -66,6 +66,13 @@ class Backend:
         """Lets go of the cache."""
 
 
+def check(engine: str) -> None:
+    """Refuses an engine that serves one text at a time."""
+    if engine.partition(":")[0] not in ("graph", "xla", "fused"):
+        raise TfspeedError("The engines that serve many at once are graph, xla, fused, and "
+                           "fused:WEIGHTS.", engine=engine)
+
+
 def create(engine: str, model, cache_tokens: int = 0, max_rows: int = 32) -> Backend:
     """The backend that stands for an engine of `tfspeed.engines`.
 
@@ -73,10 +80,8 @@ def create(engine: str, model, cache_tokens: int = 0, max_rows: int = 32) -> Bac
         cache_tokens: tokens that the cache holds, of all texts together; 0: a whole context for
             each of `max_rows`, up to a gigabyte.
     """
+    check(engine)
     kind, _, weights = engine.partition(":")
-    if kind not in ("graph", "xla", "fused"):
-        raise TfspeedError("The engines that serve many at once are graph, xla, fused, and "
-                           "fused:WEIGHTS.", engine=engine)
     if max_rows < 1 or cache_tokens < 0:
         raise TfspeedError("Serving needs at least one row.", max_rows=max_rows,
                            cache_tokens=cache_tokens)

@@ -14,27 +14,20 @@ from tfspeed.serving.blocks import ROOT, BlockPool, chain
 from tfspeed.serving.request import Request
 
 
-class Overloaded(Exception):
-    """The queue is full: come back later."""
-
-
 class Scheduler:
     """Pure bookkeeping. `plan` says what to read, `read` is told that it was.
 
     Args:
         max_rows: texts that are continued at once.
         chunk: tokens of prompts that a step reads at most, beside a token of each other text.
-        max_waiting: texts in the queue, beyond which `add` refuses.
         shares: whether texts that begin alike share blocks.
     """
 
-    def __init__(self, pool: BlockPool, max_rows: int = 32, chunk: int = 64,
-                 max_waiting: int = 256, shares: bool = True):
-        if max_rows < 1 or chunk < 1 or max_waiting < 0:
+    def __init__(self, pool: BlockPool, max_rows: int = 32, chunk: int = 64, shares: bool = True):
+        if max_rows < 1 or chunk < 1:
             raise TfspeedError("A scheduler needs at least one row and one token a step.",
-                               max_rows=max_rows, chunk=chunk, max_waiting=max_waiting)
-        self.pool, self.max_rows, self.chunk = pool, max_rows, chunk
-        self.max_waiting, self.shares = max_waiting, shares
+                               max_rows=max_rows, chunk=chunk)
+        self.pool, self.max_rows, self.chunk, self.shares = pool, max_rows, chunk, shares
         self.running: list[Request] = []  # both in order of rank
         self.waiting: list[Request] = []
         self.preemptions = 0
@@ -44,15 +37,12 @@ class Scheduler:
 
         Raises:
             TfspeedError: it could never fit, even alone.
-            Overloaded: the queue is full.
         """
         needed = len(request.prompt) + request.max_tokens
         if self.pool.blocks_for(needed) > self.pool.count:
             raise TfspeedError("The prompt and the new tokens must fit into the KV cache.",
                                tokens=needed, cache_tokens=self.pool.count * self.pool.size,
                                hint="Ask for fewer tokens, or start with a larger --cache_tokens.")
-        if len(self.waiting) >= self.max_waiting:
-            raise Overloaded
         _insert(self.waiting, request)
 
     def remove(self, request: Request) -> bool:

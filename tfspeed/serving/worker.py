@@ -16,9 +16,13 @@ from tfspeed.serving import sampler
 from tfspeed.serving.backend import Backend, Chunk
 from tfspeed.serving.blocks import BlockPool
 from tfspeed.serving.request import Request, Update
-from tfspeed.serving.scheduler import Overloaded, Scheduler
+from tfspeed.serving.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):
+    """Too many are waiting: come back later."""
 
 
 class RequestText:
@@ -39,6 +43,10 @@ class RequestText:
 class Worker:
     """Runs a scheduler over a backend.
 
+    Args:
+        chunk: see `Scheduler`.
+        max_waiting: requests in the queue, beyond which `submit` refuses.
+
     Attributes:
         steps, prompt_tokens, reused_tokens, new_tokens: how many there were so far.
     """
@@ -47,9 +55,10 @@ class Worker:
         self.backend = backend
         self.scheduler = Scheduler(
             BlockPool(backend.blocks, backend.block), backend.max_rows,
-            min(chunk, backend.max_tokens), max_waiting, backend.shares)
+            min(chunk, backend.max_tokens), backend.shares)
         self.steps = self.prompt_tokens = self.reused_tokens = self.new_tokens = 0
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
+        self._most = backend.max_rows + max_waiting
         self._admitted = 0  # requests between submit and their end
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tfspeed-worker", daemon=True)
@@ -75,8 +84,7 @@ class Worker:
         if bad is not None:
             raise TfspeedError(f"Token ids must lie in [0, {model.vocabulary_size}).", token=bad)
         with self._lock:
-            if self._closing or self._admitted >= (self.scheduler.max_rows
-                                                   + self.scheduler.max_waiting):
+            if self._closing or self._admitted >= self._most:
                 raise Overloaded
             self._admitted += 1
         self._commands.put(("add", request))
