@@ -2,13 +2,14 @@
 
 import os
 import queue
+import socket
 
 import uvicorn
 
 from tfspeed import cli, engines
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
-from tfspeed.main_job import read_calibration
+from tfspeed.main_job import read_text
 from tfspeed.measure.progress import Progress
 from tfspeed.models.load import load
 from tfspeed.serving import backend as backends
@@ -18,8 +19,8 @@ from tfspeed.serving.http.guards import PatientProtocol, is_loopback
 from tfspeed.serving.request import Request
 from tfspeed.serving.worker import Worker
 
-_CONNECTIONS = 1024
-_KEY = "TFSPEED_API_KEY"
+_CONNECTIONS, _BACKLOG = 1024, 256
+KEY = "TFSPEED_API_KEY"
 
 
 def run(flags) -> None:
@@ -31,18 +32,28 @@ def run(flags) -> None:
     for name in ("max_body_kb", "timeout_s", "max_new_tokens", "max_streams", "chunk"):
         if flags[name].value <= 0:
             raise TfspeedError(f"--{name} must be more than 0.", **{name: flags[name].value})
-    key, local = os.environ.get(_KEY) or None, is_loopback(flags.host)
-    bar = Progress()
+    key, local = os.environ.get(KEY) or None, is_loopback(flags.host)
+    bar, listening = Progress(), listen(flags.host, flags.port)
     worker = start(flags, bar)
     if not local and not key:
-        bar.say(f"Everyone who can reach {flags.host} can use this server: set {_KEY} to ask for "
+        bar.say(f"Everyone who can reach {flags.host} can use this server: set {KEY} to ask for "
                 "a key.")
     server = Server(worker, worker.backend.model.name, limits, key, local, flags.grace_s)
     config = uvicorn.Config(
-        server.app, flags.host, flags.port, http=PatientProtocol, ws="none", log_level="warning",
+        server.app, http=PatientProtocol, ws="none", log_level="warning",
         access_log=False, server_header=False, limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(flags.grace_s)))
-    _Announced(config, worker.backend, bar).run()
+    _Announced(config, worker.backend, bar).run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens: before anything slow, so that a port in use is told at once."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise TfspeedError("The server cannot listen there.", host=host, port=port,
+                           cause=str(error), hint="Choose another --port or --host.") from error
 
 
 def start(flags, bar) -> Worker:
@@ -50,7 +61,7 @@ def start(flags, bar) -> Worker:
     that will be needed first."""
     engines.check(flags.engine)
     backends.check(flags.engine)
-    calibration = read_calibration(flags) if flags.calibration else None
+    calibration = read_text(flags.calibration, "calibration") if flags.calibration else None
     set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
     with bar.task(f"loading and compiling {flags.model}, {strategy.name}, {flags.engine}", None):
@@ -67,6 +78,7 @@ def start(flags, bar) -> Worker:
 
 
 def warm_up(worker: Worker) -> None:
+    """Generates two tokens."""
     updates: queue.SimpleQueue = queue.SimpleQueue()
     worker.submit(Request([0, 0], 2, tell=updates.put))
     while not (update := updates.get()).reason:

@@ -92,11 +92,11 @@ static void norm(const Plan *p, const float *x, const float *scale, float *out) 
 // Makes `in` ready for a product: row i of it from row of(i) of what `fill` reads.
 typedef void (*Fill)(const Step *, const void *, int, float *);
 
-// A single row is made by every thread for itself: cheaper than waiting for one.
+// A single row is made by every thread for itself: cheaper than waiting for one. Several are shared
+// out; all threads must have left the last product, which reads them.
 static const Rows *prepare(Step *s, Fill fill, const void *what, int rows, int width, int thread,
                            int threads) {
   Rows *in = rows == 1 ? &s->own[thread] : &s->shares;
-  if (rows > 1) barrier(thread, threads);  // the last product may still be reading it
   in->width = up_to(width, BLOCK);
   int from = 0, to = rows;
   if (rows > 1) share(rows, thread, threads, &from, &to);
@@ -143,7 +143,7 @@ static const Rows *through(Step *s, const Matrix *first, const Matrix *second, c
   if (!first->rows) return in;
   product(first, blob, in, rows, s->thin, up_to(first->rows, LANES), 0, 0, thread, threads);
   look_ahead(second, blob, thread, threads);
-  if (rows == 1) barrier(thread, threads);  // of several rows, prepare waits
+  barrier(thread, threads);
   tick(s, thread, stage);
   return prepare(s, fill_thin, first, rows, first->rows, thread, threads);
 }

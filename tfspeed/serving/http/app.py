@@ -161,6 +161,7 @@ class Running:
                 self._loop.call_soon_threadsafe(self._updates.put_nowait, (index, update))
 
         tokenizer, asked = model.tokenizer, self._asked
+        ends = tokenizer.eos_ids if tokenizer and not asked.ignore_eos else ()
         text = None
         if tokenizer is not None:
             text = RequestText(tokenizer.decode, asked.stop, () if asked.chat else prompt)
@@ -168,8 +169,7 @@ class Running:
             raise BadRequest("This model has no tokenizer: it cannot stop at a text.", "stop")
         return serving.Request(
             prompt, asked.max_tokens, asked.sampling_of(index),
-            frozenset(tokenizer.eos_ids if tokenizer else ()), text, asked.priority,
-            asked.logprobs, deadline, tell)
+            frozenset(ends), text, asked.priority, asked.logprobs, deadline, tell)
 
     async def whole(self, request: Request) -> dict:
         gone = asyncio.ensure_future(_gone(request))

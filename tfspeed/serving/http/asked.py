@@ -64,6 +64,7 @@ class Asked:
     include_usage: bool
     logprobs: int | None
     priority: int
+    ignore_eos: bool = False
 
     def sampling_of(self, choice: int) -> Sampling:
         """Each answer draws numbers of its own; the first those of the seed."""
@@ -101,7 +102,8 @@ def read(body, chat: bool, model, name: str, context: int, limits: Limits) -> As
     usual = most if chat else min(most, _COMPLETION_TOKENS)
     return Asked(chat, prompts, _integer(body, field, usual, 1, most), n, _sampling(body),
                  _stops(body), _flag(body, "stream"), _include_usage(body),
-                 _logprobs(body, chat), _integer(body, "priority", 0, -1000, 1000))
+                 _logprobs(body, chat), _integer(body, "priority", 0, -1000, 1000),
+                 _flag(body, "ignore_eos"))
 
 
 def _prompts(body: dict, model) -> list[list[int]]:

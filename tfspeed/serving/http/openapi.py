@@ -21,6 +21,7 @@ def describe(name: str, limits: Limits) -> dict:
         "stream": {"type": ["boolean", "null"]},
         "stream_options": {"type": ["object", "null"], "properties": {
             "include_usage": {"type": ["boolean", "null"]}}},
+        "ignore_eos": {"type": ["boolean", "null"]},
         "priority": _integer(-1000, 1000, "smaller goes first"),
     }
     token = {"type": "integer", "minimum": 0}
