@@ -90,6 +90,14 @@ def test_what_cannot_be(worker, prompt, count, words):
         Answer(worker, prompt, count)
 
 
+def test_a_cache_smaller_than_the_context_is_the_limit():
+    worker = Worker(backends.create("graph", tiny_chat_model(), 64, 2))
+    assert worker.backend.context_length == 64
+    with pytest.raises(TfspeedError, match="must fit into 64"):
+        Answer(worker, [1] * 60, 5)
+    worker.close()
+
+
 def test_whoever_cannot_be_told_is_the_only_one_to_suffer(worker):
     def fail(update):
         if not update.reason:

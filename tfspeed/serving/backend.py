@@ -51,7 +51,7 @@ class Backend:
     def __init__(self, model, block: int, blocks: int, max_rows: int, max_tokens: int):
         self.model, self.block, self.blocks = model, block, blocks
         self.max_rows, self.max_tokens = max_rows, max_tokens
-        self.context_length = model.context_length
+        self.context_length = min(model.context_length, blocks * block)
 
     def read(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """Reads all chunks, each of another text.

@@ -36,7 +36,7 @@ class TfBackend(Backend):
         self.name = "xla" if jit_compile else "graph"
         # LongRoPE turns every key anew where a text passes this length: none may.
         long = [r.original_context for r in (c.rope, c.local_rope) if r and r.long_factors]
-        self.context_length = min([c.context_length, *long])
+        self.context_length = min([self.context_length, *long])
         self.traces = 0
         # One slot more, in a block that nobody is given: padding is written there.
         slots = (self.blocks + 1) * _BLOCK

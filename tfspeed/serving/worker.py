@@ -73,8 +73,7 @@ class Worker:
             Overloaded: too many are waiting.
         """
         tokens = len(request.prompt) + request.max_tokens
-        pool, model = self.scheduler.pool, self.backend.model
-        most = min(self.backend.context_length, pool.count * pool.size)
+        model, most = self.backend.model, self.backend.context_length
         if tokens > most:
             raise TfspeedError(
                 f"The prompt and the new tokens must fit into {most} tokens.",
