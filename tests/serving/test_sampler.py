@@ -11,7 +11,7 @@ from tfspeed.engines.sampling import Sampling
 from tfspeed.serving import sampler
 
 
-def drawn(logits, sampling, count=2000):
+def drawn(logits, sampling, count=1000):
     return np.bincount([sampler.choose(logits, sampling, i) for i in range(count)],
                        minlength=len(logits))
 
@@ -22,10 +22,10 @@ def test_it_keeps_what_the_compiled_one_keeps(top_k, top_p):
     logits = np.random.default_rng(1).normal(size=20).astype(np.float32) * 2
     sampling = Sampling(0.9, top_k, top_p)
     expected = compiled.sample(
-        tf.repeat(logits[None], 2000, 0), tf.constant(0.9), tf.constant(top_k),
-        tf.constant(top_p), tf.constant(compiled.seeds(0, 2000, 0)))
+        tf.repeat(logits[None], 1000, 0), tf.constant(0.9), tf.constant(top_k),
+        tf.constant(top_p), tf.constant(compiled.seeds(0, 1000, 0)))
     found, expected = drawn(logits, sampling), np.bincount(expected, minlength=20)
-    np.testing.assert_allclose(found / 2000, expected / 2000, atol=0.05)
+    np.testing.assert_allclose(found / 1000, expected / 1000, atol=0.07)
     assert not found[expected == 0].sum() > 4
     assert not expected[found == 0].sum() > 4
 

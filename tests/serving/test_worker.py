@@ -9,9 +9,9 @@ from tests.engines.test_engines import generate
 from tests.serving.serving import Answer, tiny_chat_model, wait_until
 from tfspeed import engines
 from tfspeed.errors import TfspeedError
-from tfspeed.models.text_stream import StopStrings
+from tfspeed.models.text_stream import StoppedText, StopStrings
 from tfspeed.serving import backend as backends
-from tfspeed.serving.worker import Overloaded, RequestText, Worker
+from tfspeed.serving.worker import Overloaded, Worker
 
 PROMPT = [72, 105]
 
@@ -37,10 +37,10 @@ def test_stop_tokens_and_stop_strings(worker):
     assert stopped.wait() == tokens[:at + 1]
     assert stopped.reason == "stop"
     text = model.tokenizer.decode(tokens)
-    whole = Answer(worker, PROMPT, 20, text=RequestText(model.tokenizer.decode))
+    whole = Answer(worker, PROMPT, 20, text=StoppedText(model.tokenizer.decode))
     whole.wait()
     assert whole.text == text
-    cut = Answer(worker, PROMPT, 20, text=RequestText(model.tokenizer.decode, [text[3:5]]))
+    cut = Answer(worker, PROMPT, 20, text=StoppedText(model.tokenizer.decode, [text[3:5]]))
     cut.wait()
     assert cut.text == text[:text.find(text[3:5])]
     assert cut.reason == "stop"
@@ -52,7 +52,7 @@ def test_a_stop_token_gives_what_was_held_back(worker):
     tokens = generate(engines.create("fused", model), [PROMPT], 6)[0].tolist()
     text = model.tokenizer.decode(tokens[:5])
     answer = Answer(worker, PROMPT, 20, stop_tokens=frozenset(tokens[5:]),
-                    text=RequestText(model.tokenizer.decode, [text[-1] + "never"]))
+                    text=StoppedText(model.tokenizer.decode, [text[-1] + "never"]))
     answer.wait()
     assert answer.text == text[:len(answer.text)]
     assert answer.reason == "stop"

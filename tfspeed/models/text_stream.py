@@ -66,3 +66,18 @@ class StopStrings:
         """What looked like the beginning of a string and was none."""
         text, self._held = self._held, ""
         return text
+
+
+class StoppedText:
+    """Text of tokens as they come, up to the first stop string."""
+
+    def __init__(self, decode, stop=(), after=()):
+        self._stream, self._stop = TextStream(decode, after), StopStrings(stop)
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """New text, and whether a stop string was met."""
+        return self._stop.push(self._stream.push(token))
+
+    def rest(self) -> str:
+        text, stopped = self._stop.push(self._stream.rest())
+        return text if stopped else text + self._stop.rest()

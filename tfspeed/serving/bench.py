@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfspeed.errors import TfspeedError
+from tfspeed.models.text_stream import StoppedText
 from tfspeed.serving.load import Call
 from tfspeed.serving.request import Request
-from tfspeed.serving.worker import RequestText, Worker
+from tfspeed.serving.worker import Worker
 
 _METRICS = ("ttft", "tpot", "itl", "e2el")
 _TIMEOUT_S = 600
@@ -51,7 +52,7 @@ class WorkerTarget:
                 over.set()
 
         tokenizer = self._worker.backend.model.tokenizer
-        text = RequestText(tokenizer.decode) if tokenizer else None
+        text = StoppedText(tokenizer.decode) if tokenizer else None
         request = Request(call.prompt, call.new_tokens, text=text, tell=tell)
         try:
             self._worker.submit(request)

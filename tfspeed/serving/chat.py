@@ -7,9 +7,10 @@ import time
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
+from tfspeed.models.text_stream import StoppedText
 from tfspeed.serving import job
 from tfspeed.serving.request import Request, Update
-from tfspeed.serving.worker import RequestText, Worker
+from tfspeed.serving.worker import Worker
 
 
 def run(flags) -> None:
@@ -91,5 +92,5 @@ class Chat:
             raise TfspeedError(f"The conversation is longer than the model's {context} tokens.",
                                tokens=len(prompt), hint="Start a new one.")
         return Request(prompt, min(self._most, context - len(prompt)), self._sampling,
-                       frozenset(self._tokenizer.eos_ids), RequestText(self._tokenizer.decode),
+                       frozenset(self._tokenizer.eos_ids), StoppedText(self._tokenizer.decode),
                        tell=updates.put)

@@ -11,7 +11,6 @@ import time
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.models.text_stream import StopStrings, TextStream
 from tfspeed.serving import sampler
 from tfspeed.serving.backend import Backend, Chunk
 from tfspeed.serving.blocks import BlockPool
@@ -23,21 +22,6 @@ _log = logging.getLogger(__name__)
 
 class Overloaded(Exception):
     """Too many are waiting: come back later."""
-
-
-class RequestText:
-    """Text of a request as its tokens come, up to the first stop string."""
-
-    def __init__(self, decode, stop=(), after=()):
-        self._stream, self._stop = TextStream(decode, after), StopStrings(stop)
-
-    def push(self, token: int) -> tuple[str, bool]:
-        """New text, and whether a stop string was met."""
-        return self._stop.push(self._stream.push(token))
-
-    def rest(self) -> str:
-        text, stopped = self._stop.push(self._stream.rest())
-        return text if stopped else text + self._stop.rest()
 
 
 class Worker:

@@ -1,2 +1,3 @@
 """The server's front: OpenAI's protocol over HTTP. `app` has the routes, `asked` reads what a
-client sends, `answers` makes what it gets, `guards` keeps out what would harm the others."""
+client sends, `running` waits for the worker, `answers` makes what the client gets, `guards` keeps
+out what would harm the others."""
