@@ -43,8 +43,7 @@ class TfBackend(Backend):
         self._pools = [tuple(tf.Variable(tf.zeros((slots, block.config.num_kv_heads, c.head_dim),
                                                   decoder.compute_dtype), trainable=False)
                              for _ in range(2)) for block in decoder.blocks]
-        self._model = tf.function(self._forward, jit_compile=jit_compile)
-        self._run = tf.function(self._paged)
+        self._jit_compile, self._functions = jit_compile, {}
 
     def read(self, chunks: Sequence[Chunk]) -> np.ndarray:
         rows: dict[int, np.ndarray] = {}
@@ -57,7 +56,7 @@ class TfBackend(Backend):
         return np.stack(wanted) if wanted else np.zeros((0, self.model.vocabulary_size))
 
     def close(self):
-        self._pools = []
+        self._pools, self._functions = [], {}
 
     def _group(self, chunks: list[Chunk]) -> np.ndarray:
         """Logits of chunks that are padded to one size."""
@@ -77,15 +76,24 @@ class TfBackend(Backend):
         starts = np.asarray([c.start for c in chunks] + [0] * rest, np.int32)
         lengths = np.concatenate([lengths, np.zeros(rest, np.int32)])
         tokens = np.concatenate([tokens, np.zeros((rest, tokens.shape[1]), np.int32)])
-        logits = self._run(*map(tf.constant, (tokens, lengths, starts, tables, slots)))
+        run = self._function(batch, tokens.shape[1], width)
+        logits = run(*map(tf.constant, (tokens, lengths, starts, tables, slots)))
         return logits.numpy()[:len(chunks)]
 
-    def _paged(self, tokens, lengths, starts, tables, slots):
+    def _function(self, *sizes: int):
+        """What reads chunks of these sizes: batch, length, blocks. One each: TensorFlow warns of a
+        function that is traced often."""
+        if sizes not in self._functions:
+            model = tf.function(self._forward, jit_compile=self._jit_compile)
+            self._functions[sizes] = tf.function(lambda *args: self._paged(model, *args))
+        return self._functions[sizes]
+
+    def _paged(self, model, tokens, lengths, starts, tables, slots):
         """Gathers, runs the model, writes the new keys and values where they belong."""
         batch, width = tables.shape
         used = tf.reshape(tables[:, :, None] * _BLOCK + tf.range(_BLOCK), (batch, width * _BLOCK))
         before = [tuple(tf.gather(pool, used) for pool in pair) for pair in self._pools]
-        logits, new = self._model(tokens, lengths, starts, before)
+        logits, new = model(tokens, lengths, starts, before)
         for pair, made in zip(self._pools, new, strict=True):
             for pool, values in zip(pair, made, strict=True):
                 pool.scatter_update(tf.IndexedSlices(
