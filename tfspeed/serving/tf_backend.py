@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfspeed.engines.base import bucket, pad_left
+from tfspeed.engines.base import pad_left
 from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder import Decoder
 from tfspeed.serving.backend import Backend, Chunk
@@ -43,6 +43,7 @@ class TfBackend(Backend):
         self._pools = [tuple(tf.Variable(tf.zeros((slots, block.config.num_kv_heads, c.head_dim),
                                                   decoder.compute_dtype), trainable=False)
                              for _ in range(2)) for block in decoder.blocks]
+        self._widest = -(-self.context_length // _BLOCK)
         self._jit_compile, self._functions = jit_compile, {}
 
     def read(self, chunks: Sequence[Chunk]) -> np.ndarray:
@@ -61,9 +62,10 @@ class TfBackend(Backend):
     def _group(self, chunks: list[Chunk]) -> np.ndarray:
         """Logits of chunks that are padded to one size."""
         length = max(len(chunk.tokens) for chunk in chunks)
-        tokens, lengths = pad_left([c.tokens for c in chunks], 1 if length == 1 else bucket(length))
-        used = max(-(-chunk.start // _BLOCK) for chunk in chunks)
-        batch, width = _power(len(chunks)), _power(used) if used else 0
+        length = 1 if length == 1 else _size(length, 16, _MAX_TOKENS)
+        tokens, lengths = pad_left([c.tokens for c in chunks], length)
+        batch = _size(len(chunks), 1, self.max_rows)
+        width = _size(max(-(-chunk.start // _BLOCK) for chunk in chunks), 4, self._widest)
         tables = np.full((batch, width), self.blocks, np.int32)
         slots = np.full((batch, tokens.shape[1]), self.blocks * _BLOCK, np.int32)
         for row, chunk in enumerate(chunks):
@@ -118,5 +120,10 @@ class TfBackend(Backend):
         return decoder.logits(hidden[:, -1]), new
 
 
-def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def _size(count: int, least: int, most: int) -> int:
+    """`count` rounded up to `least` times a power of four, but not over `most`: XLA takes ten
+    seconds and more for each size of a small model, and there are three of them."""
+    size = least
+    while size < count:
+        size *= 4
+    return max(count, min(size, most))
