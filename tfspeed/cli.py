@@ -139,6 +139,26 @@ def define_calibration_flag() -> None:
                         module_name=sys.argv[0])
 
 
+def define_serving_flags() -> None:
+    """The flags of every script that serves a model."""
+    shared = {"module_name": sys.argv[0]}
+    flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
+                        "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
+    flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
+                        "from left to right)", **shared)
+    flags.DEFINE_string("engine", "fused:int8", "how a step is executed: fused, fused:int8, "
+                        "fused:int4, …; xla or graph, without a C compiler", **shared)
+    flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **shared)
+    flags.DEFINE_integer("max_streams", 32, "texts that are continued at once", **shared)
+    flags.DEFINE_integer("max_waiting", 256, "texts in the queue, beyond which clients get 429",
+                         **shared)
+    flags.DEFINE_integer("chunk", 64, "tokens of prompts that a step reads beside the others' next "
+                         "tokens: more are read faster, and hold up the others longer", **shared)
+    flags.DEFINE_integer("cache_tokens", 0, "tokens that the KV cache holds, of all texts "
+                         "together; 0: a whole context each, up to a gigabyte", **shared)
+    define_calibration_flag()
+
+
 def define_options(name: str, options: type) -> None:
     """Makes a flag `--<name>_<field>` of every field of a frozen dataclass."""
     makers = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string,

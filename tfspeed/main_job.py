@@ -193,7 +193,7 @@ def check_writable(path: str, flag: str = "output") -> None:
         raise TfspeedError(f"--{flag} must be a file in a writable folder.", **{flag: path[:200]})
 
 
-class _Console(rich.console.Console):
+class Console(rich.console.Console):
     def on_broken_pipe(self):
         raise BrokenPipeError  # rich would exit with 1: see cli.main
 
@@ -205,7 +205,7 @@ def write_report(rows: list[dict], flags) -> None:
     report.write_json(flags.output, environment(), rows)
     for row in rows:  # before anything is printed: whoever reads it may be gone (`| head`)
         tensorboard.write_run(flags.logdir, row)
-    console = _Console()
+    console = Console()
     for part in report.tables(rows):
         console.print(part)
     for row in rows:

@@ -15,8 +15,9 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan
 from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
+from tfspeed.litert.fused_paged import FusedPaged
 from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
-from tfspeed.litert.fused_session import CONTROL, FusedSession
+from tfspeed.litert.fused_session import FusedSession, control_size
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.packed_cache import packed
 from tfspeed.litert.panels import LANES
@@ -78,35 +79,53 @@ class FusedEngine(LiteRtBase):
             sizes.append(2 * sizes[-1])
         return self._open(batch, max(1, _ROWS // batch), sizes, False)
 
+    def paged(self, texts: int, tokens: int, blocks: int, block: int) -> FusedPaged:
+        """What reads pieces of up to `texts` texts in a call, of `tokens` tokens together, over a
+        cache of `blocks` blocks of `block` tokens."""
+        length, width = -(-tokens // texts), -(-self.config.context_length // block)
+        cache, vocabulary = self._cache_type(blocks)(block), self.config.vocabulary_size
+        program = self._load(
+            lambda file: self._write(file, "run", texts, length, width, cache, False),
+            lambda path: FusedProgram(path, self._threads, vocabulary, False))
+        return FusedPaged(program, self._plan, cache, texts, length, width, vocabulary)
+
     def _open(self, batch: int, length: int, sizes: list[int], all_logits: bool) -> FusedSession:
         """A session over a new file, which has a signature for each size of the cache."""
+        cache_type = self._cache_type(batch)
+
         def write(file: TfliteFile):
             for size in sizes:
-                self._write(file, batch, length, size, all_logits)
+                self._write(file, f"run_{size}", batch, length, 1, cache_type(size), all_logits)
 
         vocabulary = self.config.vocabulary_size
         program = self._load(write, lambda path: FusedProgram(
             path, self._threads, vocabulary, all_logits))
-        return FusedSession(program, self._plan, self._cache_type(batch), batch, length, sizes,
-                            vocabulary, all_logits)
+        return FusedSession(program, self._plan, cache_type, batch, length, sizes, vocabulary,
+                            all_logits)
 
-    def _write(self, file, batch, length, capacity, all_logits):
-        graph, vocabulary = file.signature(f"run_{capacity}"), self.config.vocabulary_size
-        tokens = graph.input("tokens", (batch, length), np.int32)
-        control = graph.input("control", (CONTROL + batch,), np.int32)
-        shape, dtype = self._cache_type(batch)(capacity)
-        cache = graph.input("cache", shape, dtype)
+    def _write(self, file, name, texts, length, width, cache_type, all_logits):
+        """A signature.
+
+        Args:
+            width: blocks that a text's table names.
+            cache_type: its shape and type.
+        """
+        graph, vocabulary = file.signature(name), self.config.vocabulary_size
+        tokens = graph.input("tokens", (texts, length), np.int32)
+        control = graph.input("control", (control_size(texts, width),), np.int32)
+        cache = graph.input("cache", *cache_type)
         # Weights come in as inputs: one copy in memory, whatever the number of files.
         weights = [graph.input(f"weights_{i}", a.shape, a.dtype)
                    for i, a in enumerate(self._plan.arrays)]
-        logits = (batch, length, vocabulary) if all_logits else (batch, vocabulary)
+        logits = (texts, length, vocabulary) if all_logits else (texts, vocabulary)
         made = graph.custom(OPERATOR, [tokens, control, cache, *weights],
-                            [(shape, dtype), (logits, np.float32)])
+                            [cache_type, (logits, np.float32)])
         graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
 
-    def _cache_type(self, batch: int):
-        """From a capacity to shape and type: `[layers, 2, batch, kv_heads, capacity, head_dim]`,
-        heads padded to whole vectors."""
+    def _cache_type(self, blocks: int):
+        """From the tokens of a block to shape and type: `[layers, 2, blocks, kv_heads, block,
+        head_dim]`, heads padded to whole vectors. A batch that has its cache to itself has a block
+        a row."""
         c, dtype = self.config, np.float16 if self._half else np.float32
         dim = -(-c.head_dim // LANES) * LANES
-        return lambda capacity: ((c.num_layers, 2, batch, c.num_kv_heads, capacity, dim), dtype)
+        return lambda block: ((c.num_layers, 2, blocks, c.num_kv_heads, block, dim), dtype)

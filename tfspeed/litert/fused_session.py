@@ -9,8 +9,15 @@ from tfspeed.litert.fused_plan import FusedPlan
 from tfspeed.litert.fused_runtime import FusedProgram
 from tfspeed.memory import aligned
 
-CONTROL = 8  # fields before the rows' first slots, see kernels/decoder.c
-_INDEX, _COUNT, _LOGITS, _TIME, _BATCH, _LENGTH, _CAPACITY, _END = range(8)
+# Fields of control, see kernels/decoder.c: of a call, and of each text before its table.
+CALL, TEXT = 8, 5
+TEXTS, ROWS, TIME, BLOCK, BLOCKS, WIDTH, LONGEST = range(7)
+SLOT, COUNT, START, LAST, WANTED = range(TEXT)
+
+
+def control_size(texts: int, width: int) -> int:
+    """Numbers of control, for texts whose tables have `width` entries."""
+    return CALL + texts * (TEXT + width)
 
 
 class FusedSession:
@@ -28,8 +35,11 @@ class FusedSession:
         self.program, self.sizes = program, sizes
         self._plan, self._cache_type = plan, cache_type
         self._tokens = aligned((batch, length), np.int32)
-        self._control = aligned((CONTROL + batch,), np.int32)
-        self._control[[_BATCH, _LENGTH]] = batch, length
+        self._control = aligned((control_size(batch, 1),), np.int32)
+        # Every text has a block as large as the cache to itself.
+        self._control[[TEXTS, BLOCKS, WIDTH]] = batch, batch, 1
+        self._texts = self._control[CALL:].reshape(batch, TEXT + 1)
+        self._texts[:, TEXT] = np.arange(batch)
         self._logits = aligned((batch, length, vocabulary) if all_logits else (batch, vocabulary),
                                np.float32)
         self._caches: dict[int, np.ndarray] = {}
@@ -42,8 +52,8 @@ class FusedSession:
         """Reads prompts, int32 `[batch, length]` with `starts` slots of padding on the left;
         returns the logits after them, valid until the next call."""
         self._index = 0
-        self._control[CONTROL:] = starts
-        self._control[_END] = tokens.shape[1]
+        self._texts[:, START] = starts
+        self._texts[:, LAST] = tokens.shape[1] - 1 - starts.min()  # one for all, as the model has
         self._size = next(size for size in self.sizes if size >= tokens.shape[1])
         length = self._tokens.shape[1]
         for at in range(0, tokens.shape[1], length):
@@ -54,7 +64,7 @@ class FusedSession:
         """Reads one token a row, int32 `[batch]`; returns logits as `begin` does."""
         if self._index == self._size:
             self._grow()
-        self._control[_END] = self._index + 1
+        self._texts[:, LAST] = self._index - self._texts[:, START].min()
         self._run(tokens[:, None], last=True)
         return self._logits
 
@@ -63,12 +73,12 @@ class FusedSession:
         `steps`."""
         chosen = self.begin(tokens, starts).argmax(-1).astype(np.int32)
         before = self.program.seconds
-        self._control[_TIME] = 1
+        self._control[TIME] = 1
         try:
             for _ in range(steps):
                 chosen = self.step(chosen).argmax(-1).astype(np.int32)
         finally:
-            self._control[_TIME] = 0
+            self._control[TIME] = 0
         layers = len(self._plan.arrays) - 2
         return [{"name": name, "calls": 1 if name in ("embed", "head") else layers,
                  "seconds": (seconds - before[name]) / steps}
@@ -78,9 +88,9 @@ class FusedSession:
         count = tokens.shape[1]
         if self._size not in self._caches:
             self._bind()
-        self._tokens[:, :count] = tokens
-        self._control[[_INDEX, _COUNT, _LOGITS]] = self._index, count, last
-        self._control[_CAPACITY] = self._size
+        self._tokens.reshape(-1)[:tokens.size] = tokens.reshape(-1)
+        self._control[[ROWS, BLOCK, LONGEST]] = tokens.size, self._size, self._index + count
+        self._texts[:, [SLOT, COUNT, WANTED]] = self._index, count, last
         self.program.run(self.sizes.index(self._size))
         self._index += count
 

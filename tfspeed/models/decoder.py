@@ -282,8 +282,8 @@ class Decoder(Convertible, keras.Model):
         offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
         positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
         slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
-        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"],
-                                    run_block)
+        hidden, caches = self.read(tokens, positions, slots, state["caches"], state["index"],
+                                   run_block)
         new_state = {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
                      "index": state["index"] + length}
         return hidden, new_state
@@ -293,10 +293,19 @@ class Decoder(Convertible, keras.Model):
         length]`. No cache is written: it costs time, and TensorFlow has no gradient for it."""
         positions = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
         nothing = [None] * len(self.blocks)
-        return self._read(tokens, positions, positions, nothing, None, run_block)[0]
+        return self.read(tokens, positions, positions, nothing, None, run_block)[0]
 
-    def _read(self, tokens, positions, slots, caches, index, run_block):
-        """The layers: hidden states after the final norm, and the new caches."""
+    def read(self, tokens, positions, slots, caches, index, run_block=_whole):
+        """The layers: hidden states after the final norm, and the new caches.
+
+        Args:
+            positions: int32 `[batch, length]` of the tokens; -1: padding.
+            slots: int32 `[batch, capacity]`, the positions that the caches hold, the tokens'
+                own among them; -1: nothing.
+            caches: as in `initial_state`, or None for each layer.
+            index: see `Attention`.
+            run_block: see `forward`.
+        """
         c = self.config
         x = self.embedding(tokens)
         if c.embedding_scale != 1.0:

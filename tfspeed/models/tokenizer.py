@@ -10,8 +10,7 @@ import jinja2.sandbox
 import tokenizers
 
 from tfspeed.errors import TfspeedError
-
-_BROKEN = "\ufffd"  # what decoding half a character gives
+from tfspeed.models.text_stream import TextStream
 
 
 class Tokenizer:
@@ -51,29 +50,12 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def stream(self, ids: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
-        """Pieces of text as ids arrive; a character is held back until it is whole.
-
-        The pieces together are `decode` of all ids, as long as those are whole characters. The
-        window that is decoded again for each token starts anew at every whole piece, so the cost
-        does not grow with the text.
-
-        Args:
-            after: the ids before them, if their text is already shown: a SentencePiece token
-                loses its space only where a text begins.
-        """
-        window = list(after)[-8:]
-        context = len(window)  # ids at its start that are already printed, kept for spacing
-        printed = self.decode(window)
+        """Pieces of text as ids arrive, see `TextStream`."""
+        stream = TextStream(self.decode, after)
         for token in ids:
-            window.append(token)
-            text = self.decode(window)
-            if text.endswith(_BROKEN) or len(text) <= len(printed):
-                continue
-            yield text[len(printed):]
-            window, context = window[context:], len(window) - context
-            printed = self.decode(window)
-        rest = self.decode(window)[len(printed):]
-        if rest:
+            if piece := stream.push(token):
+                yield piece
+        if rest := stream.rest():
             yield rest
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> str:

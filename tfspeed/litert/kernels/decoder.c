@@ -4,11 +4,14 @@
 // than in reading weights. Here a layer is six stages, all threads stay awake from the first to
 // the last, and activations stay in the cache of the processor.
 //
-// Inputs: tokens int32 [batch, length]; control int32 [8 + batch]: first slot, how many tokens of
-// each row count, whether logits are wanted, whether to keep time, batch, length, capacity, the slot
-// after the last of the whole prompt, and the first slot that each row uses; cache [layers, 2, batch, kv_heads, capacity, dim]; plan;
-// shared blob; a blob a layer.
-// Outputs: the cache, the same memory; logits [batch, vocabulary], or [batch, length, vocabulary].
+// A step reads pieces of several texts, of any lengths: whole prompts of one length, one token of
+// each of thirty texts, or both. Every weight is read once for all of them.
+//
+// Inputs: tokens int32, of all texts behind each other; control int32: eight fields (see Step),
+// then a Text and its table for each; cache [layers, 2, blocks, kv_heads, block, dim]; plan; shared
+// blob; a blob a layer.
+// Outputs: the cache, the same memory; logits [texts that want some, vocabulary], or after every
+// token.
 #include <time.h>
 
 #include "attention.h"
@@ -19,16 +22,27 @@
 enum { EMBED, PREPARE, QUERY_KEY_VALUE, ROTATE, ATTEND, OUT, GATE_UP, DOWN, HEAD, STAGES };
 
 typedef struct {
+  int32_t slot, count;  // of the first of its tokens here, how many they are
+  int32_t start;        // the first slot that it uses: its position 0
+  int32_t last;         // position of the last token of what it is read for
+  int32_t wanted;       // whether logits are, after its last token
+  int32_t table[];
+} Text;
+
+typedef struct {
   const Plan *plan;
   const Layer *layers;
-  const int32_t *tokens, *control, *starts;
+  const int32_t *tokens, *control;
   const uint8_t *shared, *const *blobs;
   uint8_t *cache;
   float *logits;
-  int batch, length, capacity, all_logits, count, rows;  // rows = batch · count
+  int texts, rows, timed, block, blocks, width, longest;  // control's fields; width: of a table
+  int all_logits, outputs;
   // Scratch.
   float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores, *thin;
   float *angles[2];  // [rows, 2, rotary / 2]: cos, sin
+  int32_t *owner, *first, *wanted;  // text of a row; first row of a text; rows that give logits
+  int stride;                       // of a row of scores
   Rows shares, own[MAX_THREADS];
   double *seconds;
   double last;
@@ -49,8 +63,12 @@ static void *scratch(int slot, size_t bytes) {
   return memory[slot];
 }
 
+static const Text *text_of(const Step *s, int i) {
+  return (const Text *)(s->control + 8 + (size_t)i * (sizeof(Text) / sizeof(int32_t) + s->width));
+}
+
 static void tick(Step *s, int thread, int stage) {
-  if (!s->control[3] || thread) return;
+  if (!s->timed || thread) return;
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   double seconds = now.tv_sec + now.tv_nsec * 1e-9;
@@ -74,11 +92,11 @@ static void norm(const Plan *p, const float *x, const float *scale, float *out) 
 // Makes `in` ready for a product: row i of it from row of(i) of what `fill` reads.
 typedef void (*Fill)(const Step *, const void *, int, float *);
 
-// A single row is made by every thread for itself: cheaper than waiting for one.
+// A single row is made by every thread for itself: cheaper than waiting for one. Several are shared
+// out; all threads must have left the last product, which reads them.
 static const Rows *prepare(Step *s, Fill fill, const void *what, int rows, int width, int thread,
                            int threads) {
   Rows *in = rows == 1 ? &s->own[thread] : &s->shares;
-  if (rows > 1) barrier(thread, threads);  // the last product may still be reading it
   in->width = up_to(width, BLOCK);
   int from = 0, to = rows;
   if (rows > 1) share(rows, thread, threads, &from, &to);
@@ -97,8 +115,8 @@ static void fill_normed(const Step *s, const void *scale, int m, float *out) {
   norm(s->plan, s->x + (size_t)m * up_to(s->plan->hidden, LANES), scale, out);
 }
 
-static void fill_last_normed(const Step *s, const void *scale, int b, float *out) {
-  fill_normed(s, scale, b * s->count + s->count - 1, out);
+static void fill_last_normed(const Step *s, const void *scale, int i, float *out) {
+  fill_normed(s, scale, s->wanted[i], out);
 }
 
 static void fill_mixed(const Step *s, const void *of, int m, float *out) {
@@ -125,7 +143,7 @@ static const Rows *through(Step *s, const Matrix *first, const Matrix *second, c
   if (!first->rows) return in;
   product(first, blob, in, rows, s->thin, up_to(first->rows, LANES), 0, 0, thread, threads);
   look_ahead(second, blob, thread, threads);
-  if (rows == 1) barrier(thread, threads);  // of several rows, prepare waits
+  barrier(thread, threads);
   tick(s, thread, stage);
   return prepare(s, fill_thin, first, rows, first->rows, thread, threads);
 }
@@ -139,16 +157,11 @@ static void embed(Step *s, int thread, int threads) {
   const Plan *p = s->plan;
   int from, to, width = up_to(p->hidden, LANES), half = p->rotary / 2;
   share(s->rows, thread, threads, &from, &to);
-  int last = 0;
-  for (int b = 0; b < s->batch; b++) {
-    int position = s->control[7] - 1 - s->starts[b];  // of the prompt, not of a piece of it
-    if (position > last) last = position;
-  }
   for (int m = from; m < to; m++) {
-    int b = m / s->count, t = m % s->count;
-    int position = s->control[0] + t - s->starts[b];
+    const Text *text = text_of(s, s->owner[m]);
+    int position = text->slot + m - s->first[s->owner[m]] - text->start;
     float *x = s->x + (size_t)m * width;
-    look_up(&p->embedding, s->shared, s->tokens[b * s->length + t], x);
+    look_up(&p->embedding, s->shared, s->tokens[m], x);
     for (int i = p->hidden; i < width; i++) x[i] = 0;
     if (p->embedding_scale >= 0) {
       const float *scale = (const float *)(s->shared + p->embedding_scale);
@@ -164,7 +177,7 @@ static void embed(Step *s, int thread, int threads) {
     for (int r = 0; r < 2 && p->positions == ROPE; r++) {
       const Rope *rope = &p->ropes[r];
       if (rope->frequencies < 0) continue;
-      int stretched = rope->long_frequencies >= 0 && last >= rope->original;
+      int stretched = rope->long_frequencies >= 0 && text->last >= rope->original;
       const float *f = (const float *)(s->shared + (stretched ? rope->long_frequencies
                                                               : rope->frequencies));
       float *angles = s->angles[r] + (size_t)m * 2 * half;
@@ -179,13 +192,13 @@ static void embed(Step *s, int thread, int threads) {
   tick(s, thread, EMBED);
 }
 
-static void cache_of(const Step *s, int layer, int b, Cache *c) {
+static void cache_of(const Step *s, int layer, const Text *text, Cache *c) {
   const Plan *p = s->plan;
-  size_t dim = up_to(p->dim, LANES), size = p->half_cache ? 2 : 4;
-  size_t row = (size_t)p->kv_heads * s->capacity * dim * size;
-  c->keys = s->cache + ((size_t)layer * 2 * s->batch + b) * row;
-  c->values = c->keys + s->batch * row;
-  c->half = p->half_cache, c->capacity = s->capacity, c->dim = (int)dim;
+  c->half = p->half_cache, c->block = s->block, c->dim = up_to(p->dim, LANES);
+  c->table = text->table, c->apart = (size_t)p->kv_heads * s->block * c->dim;
+  size_t bytes = c->apart * s->blocks * (p->half_cache ? 2 : 4);
+  c->keys = s->cache + (size_t)layer * 2 * bytes;
+  c->values = c->keys + bytes;
 }
 
 // Norms and rotates one head; the rest up to a whole vector is zero.
@@ -218,7 +231,7 @@ static void rotate(Step *s, int l, int thread, int threads) {
   size_t width = up_to((all + layer->kv_heads) * p->dim, LANES);
   share(s->rows * all, thread, threads, &from, &to);
   for (int unit = from; unit < to; unit++) {
-    int m = unit / all, head = unit % all, b = m / s->count;
+    int m = unit / all, head = unit % all;
     const float *x = s->fused + m * width + (size_t)head * p->dim;
     float *out = s->turned + ((size_t)m * all + head) * dim;
     turn(s, layer, s->blobs[l], m, head, x, out);
@@ -226,26 +239,28 @@ static void rotate(Step *s, int l, int thread, int threads) {
     float value[dim];
     memset(value, 0, sizeof value);
     memcpy(value, x + (size_t)layer->kv_heads * p->dim, p->dim * sizeof(float));
+    const Text *text = text_of(s, s->owner[m]);
     Cache c;
-    cache_of(s, l, b, &c);
-    write_slot(&c, head - heads, s->control[0] + m % s->count, out, value);
+    cache_of(s, l, text, &c);
+    write_slot(&c, head - heads, text->slot + m - s->first[s->owner[m]], out, value);
   }
   barrier(thread, threads);
   tick(s, thread, ROTATE);
 }
 
-// Attends with rows [first, first + count) of the group * s->count that share a key head.
-static void attend_tile(Step *s, int l, int b, int head, int first, int count, int thread) {
+// Attends with rows [first, first + count) of the group * tokens of a text that share a key head.
+static void attend_tile(Step *s, int l, int i, int head, int first, int count, int thread) {
   const Plan *p = s->plan;
   const Layer *layer = &s->layers[l];
+  const Text *text = text_of(s, i);
   int group = layer->heads / layer->kv_heads, all = layer->heads + layer->kv_heads;
   int dim = up_to(p->dim, LANES);
   const float *slopes = p->positions == ALIBI ? (const float *)(s->shared + p->slopes) : NULL;
-  int start = s->starts[b], window = layer->window;
+  int start = text->start, window = layer->window;
   Tile t = {.softcap = p->attention_softcap, .next = &ahead[thread]};
   for (int r = 0; r < count; r++) {  // rows of one token are neighbours
     int token = (first + r) / group, query = head * group + (first + r) % group;
-    int m = b * s->count + token, slot = s->control[0] + token;
+    int m = s->first[i] + token, slot = text->slot + token;
     t.query[r] = s->turned + ((size_t)m * all + query) * dim;
     t.out[r] = s->mixed + ((size_t)m * layer->heads + query) * dim;
     t.to[r] = slot + 1;
@@ -254,30 +269,46 @@ static void attend_tile(Step *s, int l, int b, int head, int first, int count, i
     t.slope[r] = slopes ? slopes[query] : 0;
   }
   Cache c;
-  cache_of(s, l, b, &c);
-  attend(count, &t, &c, head,
-         s->scores + (size_t)thread * TILE_ROWS * (s->capacity + 2 * LANES));
+  cache_of(s, l, text, &c);
+  attend(count, &t, &c, head, s->scores + (size_t)thread * TILE_ROWS * s->stride, s->stride);
+}
+
+// What a row of a text that reads one token costs: the slots it sees, and some for being a row.
+static long row_cost(const Step *s, int l, const Text *text) {
+  int seen = text->slot + 1 - text->start, window = s->layers[l].window;
+  return 32 + (window && seen > window ? window : seen);
 }
 
 static void attention(Step *s, int l, int thread, int threads) {
-  int kv_heads = s->layers[l].kv_heads, heads = s->batch * kv_heads;
-  int rows = s->count * (s->layers[l].heads / kv_heads);
-  if (s->count > 1) {
-    int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int unit = thread; unit < heads * tiles; unit += threads) {  // causal: later cost more
-      int first = unit / heads * TILE_ROWS, left = rows - first;
-      attend_tile(s, l, unit % heads / kv_heads, unit % kv_heads, first,
-                  left < TILE_ROWS ? left : TILE_ROWS, thread);
+  int kv_heads = s->layers[l].kv_heads, group = s->layers[l].heads / kv_heads, unit = 0;
+  long total = 0, at = 0;
+  for (int i = 0; i < s->texts; i++) {
+    const Text *text = text_of(s, i);
+    if (text->count == 1) {
+      total += row_cost(s, l, text) * kv_heads * group;
+      continue;
     }
-  } else {  // neighbours, so that a thread reads as few key heads as can be
-    int from, to;
-    share(heads * rows, thread, threads, &from, &to);
-    while (from < to) {
-      int first = from % rows, count = rows - first;
-      if (count > to - from) count = to - from;
-      if (count > TILE_ROWS) count = TILE_ROWS;
-      attend_tile(s, l, from / rows / kv_heads, from / rows % kv_heads, first, count, thread);
-      from += count;
+    int rows = text->count * group;
+    for (int first = 0; first < rows; first += TILE_ROWS)  // causal: later ones cost more
+      for (int head = 0; head < kv_heads; head++, unit++)
+        if (unit % threads == thread)
+          attend_tile(s, l, i, head, first, rows - first < TILE_ROWS ? rows - first : TILE_ROWS,
+                      thread);
+  }
+  // Single tokens: equal parts of the slots that are seen, neighbours, so that a thread reads as few
+  // key heads as can be.
+  long from = total * thread / threads, to = total * (thread + 1) / threads;
+  for (int i = 0; i < s->texts && total; i++) {
+    const Text *text = text_of(s, i);
+    long cost = row_cost(s, l, text);
+    if (text->count > 1) continue;
+    for (int head = 0; head < kv_heads; head++, at += cost * group) {
+      int first = at >= from ? 0 : (int)((from - at + cost - 1) / cost);
+      int last = at >= to ? 0 : (int)((to - at + cost - 1) / cost);
+      if (last > group) last = group;
+      for (; first < last; first += TILE_ROWS)
+        attend_tile(s, l, i, head, first, last - first < TILE_ROWS ? last - first : TILE_ROWS,
+                    thread);
     }
   }
   barrier(thread, threads);
@@ -371,7 +402,7 @@ static void block(Step *s, int l, int thread, int threads) {
 
 static void logits(Step *s, int thread, int threads) {
   const Plan *p = s->plan;
-  int rows = s->all_logits ? s->rows : s->batch, from, to;
+  int rows = s->outputs, from, to;
   const Rows *in = prepare(s, s->all_logits ? fill_normed : fill_last_normed,
                            s->shared + p->final_norm, rows, p->hidden, thread, threads);
   in = through(s, &p->head_first, &p->head, s->shared, in, rows, HEAD, thread, threads);
@@ -394,7 +425,7 @@ static void job(void *argument, int thread, int threads) {
   tick(s, thread, -1);
   embed(s, thread, threads);
   for (int l = 0; l < s->plan->layers; l++) block(s, l, thread, threads);
-  if (s->control[2]) logits(s, thread, threads);
+  if (s->outputs) logits(s, thread, threads);
 }
 
 static Rows rows_of(int slot, int rows, int width) {
@@ -422,19 +453,36 @@ static int reserve(Step *s, int threads) {
   s->up = scratch(5, f * mlp);
   s->aside[0] = scratch(6, f * hidden);
   s->aside[1] = scratch(7, f * hidden);
-  s->scores = scratch(8, sizeof(float) * threads * TILE_ROWS * (s->capacity + 2 * LANES));
+  // Rows a power of two apart would share a cache set.
+  s->stride = up_to(s->longest, 4 * LANES) + 2 * LANES;
+  s->scores = scratch(8, sizeof(float) * threads * TILE_ROWS * s->stride);
   s->angles[0] = scratch(9, f * 2 * (p->rotary + 1));
   s->angles[1] = scratch(10, f * 2 * (p->rotary + 1));
   s->thin = scratch(19, f * up_to(p->rank, LANES));
   s->shares = rows_of(11, rows, widest);
   Rows own = rows_of(15, threads, 2 * widest);  // apart, so that no cache line is shared
-  for (int i = 0; i < 20; i++)
+  s->owner = scratch(20, sizeof(int32_t) * rows);
+  s->first = scratch(21, sizeof(int32_t) * s->texts);
+  s->wanted = scratch(22, sizeof(int32_t) * s->texts);
+  for (int i = 0; i < 23; i++)
     if (!memory[i]) return 0;
   for (int t = 0; t < threads; t++)
     s->own[t] = (Rows){own.x + (size_t)t * 2 * widest, own.q + (size_t)t * 2 * widest,
                        own.scale + (size_t)t * 2 * widest / BLOCK,
                        own.offset + (size_t)t * 2 * widest / BLOCK, widest};
   return 1;
+}
+
+// Who owns which row, and which rows give logits.
+static void lay_out(Step *s) {
+  int row = 0;
+  for (int i = 0; i < s->texts; i++) {
+    const Text *text = text_of(s, i);
+    s->first[i] = row;
+    for (int t = 0; t < text->count; t++) s->owner[row++] = i;
+    if (text->wanted) s->wanted[s->outputs++] = row - 1;
+  }
+  if (s->all_logits) s->outputs = row;
 }
 
 #include "operator.h"

@@ -42,15 +42,16 @@ static int run_step(Operator *op, size_t inputs, void **in, void **out) {
   Step step = {.plan = plan, .layers = (const Layer *)(plan + 1), .tokens = in[TOKENS],
                .control = control, .shared = in[SHARED],
                .blobs = (const uint8_t *const *)in + BLOBS, .cache = out[0], .logits = out[1],
-               .count = control[1], .batch = control[4],
-               .length = control[5], .capacity = control[6], .all_logits = op->all_logits,
-               .seconds = op->seconds};
-  step.starts = control + 8;
-  step.rows = step.batch * step.count;
+               .texts = control[0], .rows = control[1], .timed = control[2], .block = control[3],
+               .blocks = control[4], .width = control[5], .longest = control[6],
+               .all_logits = op->all_logits, .seconds = op->seconds};
   int threads = op->threads < MAX_THREADS ? op->threads : MAX_THREADS;
   pthread_mutex_lock(&pool.turn);
   int fits = reserve(&step, threads);
-  if (fits) run_all(threads, job, &step);
+  if (fits) {
+    lay_out(&step);
+    run_all(threads, job, &step);
+  }
   pthread_mutex_unlock(&pool.turn);
   return fits ? FINE : OUT_OF_MEMORY;
 }

@@ -1,0 +1,79 @@
+"""scripts/serve.py, chat.py and bench_serve.py as a user runs them."""
+
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serving.serving import ask
+
+ROOT = Path(__file__).parents[2]
+needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
+                                    reason="glassllm is not installed: make test installs it")
+
+
+def start(script, *args, cwd, **kwargs):
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *args], cwd=cwd,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+@needs_glassllm
+def test_a_server_serves_and_stops(tmp_path):
+    server = start("serve.py", "--model=glassllm", "--port=0", cwd=tmp_path)
+    try:
+        said = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", said)):
+            line = server.stderr.readline() or server.stdout.readline()
+            assert line, said
+            said += line
+        port = int(found[1])
+        body = {"prompt": "Once upon a time", "max_tokens": 5, "temperature": 0}
+        status, _, answer = ask(port, "/v1/completions", body)
+        assert status == 200
+        assert answer["choices"][0]["text"]
+        second = start("serve.py", "--model=glassllm", f"--port={port}", cwd=tmp_path)
+        _, err = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert "Traceback" not in err
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=60)
+    assert "Traceback" not in err
+
+
+@needs_glassllm
+def test_a_chat_through_a_pipe(tmp_path):
+    chat = start("chat.py", "--model=glassllm", "--max_new_tokens=6", "--temperature=0",
+                 cwd=tmp_path, stdin=subprocess.PIPE)
+    out, err = chat.communicate("Once upon a time\n\nand then\n", timeout=120)
+    assert chat.returncode == 0, err
+    assert len(out.strip().splitlines()) >= 2
+    assert err.count("TTFT") == 2
+
+
+@needs_glassllm
+def test_a_load_is_measured(tmp_path):
+    bench = start("bench_serve.py", "--model=glassllm", "--requests=6", "--new_tokens=6",
+                  "--prompt_tokens=10", "--rates=50,inf", "--goodput=ttft:60000", cwd=tmp_path)
+    out, err = bench.communicate(timeout=120)
+    assert bench.returncode == 0, err
+    assert "p99_tpot_ms" in out
+    rows = json.loads((tmp_path / "results_serve.json").read_text())["rows"]
+    assert [row["completed"] for row in rows] == [6, 6]
+    assert all(row["request_goodput"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("script", "flag", "words"), [
+    ("serve.py", "--engine=litert", "engine='litert'"), ("bench_serve.py", "--rates=0", "--rates"),
+    ("chat.py", "--max_new_tokens=0", "--max_new_tokens")])
+def test_mistakes_are_told(script, flag, words, tmp_path):
+    process = start(script, "--model=glassllm", flag, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert words in err
+    assert "Traceback" not in err
