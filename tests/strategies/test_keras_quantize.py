@@ -14,6 +14,7 @@ def changed(mode, model):
     return KerasQuantize(Options(mode)).apply(model)
 
 
+@pytest.mark.slow
 def test_modes_shrink_the_model_and_calibration_is_inert(monkeypatch):
     """If the last line fails, Keras has mended its calibration: say so in the docstring."""
     monkeypatch.setattr("strategies.keras_quantize._WINDOWS", 2)
