@@ -22,16 +22,12 @@ from tfspeed import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_string("format", None, "tflite, litertlm, saved_model or keras")
 flags.DEFINE_string("out", None, "folder that the artifact and its manifest go to")
-flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
-                    "(.gguf, .keras, Hugging Face folder), or a KerasHub preset")
-flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
-                    "from left to right)")
 flags.DEFINE_string("weights", None, "how weights are stored: float32, float16, int8, int4 or "
                     "int4,PATTERN=FORMAT…; default int8, in a SavedModel float32")
 flags.DEFINE_integer("context", None, "tokens that a text may have; default 1024, or the model's")
 flags.DEFINE_string("eval_text", None, "text file that quality is measured on; default: the "
                     "project's own public-domain text")
-cli.define_calibration_flag()
+cli.define_model_flags()
 flags.DEFINE_string("verify", None, "an artifact to compare with its manifest")
 
 

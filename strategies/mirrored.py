@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from strategies.base import Strategy, option
-from tfspeed.devices import mirrored_strategy, replica_devices
+from tfspeed.devices import mirrored_strategy, per_replica, replica_devices
 from tfspeed.models.language_model import Placement
 
 
@@ -47,10 +47,7 @@ class Replicas(Placement):
                 return tf.convert_to_tensor(rows)
         missing = -len(rows) % count
         rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        shares = np.split(rows, count)
-        return self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.convert_to_tensor(
-                shares[context.replica_id_in_sync_group]))
+        return per_replica(self.strategy, np.split(rows, count))
 
     def run(self, function, *args):
         # Whether the rows were shared out shows in the first argument, the tokens.

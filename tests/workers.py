@@ -2,10 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tfspeed.cluster import addresses
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,16 +29,11 @@ def run_workers(count: int, program: str, timeout: float = 150) -> list[dict]:
     Args:
         program: Python that finds `strategy`, `rank`, `tf` and `np`.
     """
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    for s in sockets:
-        s.close()
-    processes = []
+    cluster, processes = addresses.local(count, addresses.LOOPBACK), []
     for index in range(count):
-        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": "-1",
-                       "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3",
-                       "KERAS_BACKEND": "tensorflow"}
+        environment = {**os.environ, "TF_CONFIG": cluster.of(index).tf_config(),
+                       "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT),
+                       "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
         processes.append(subprocess.Popen([sys.executable, "-c", _PRELUDE + program], text=True,
                                           env=environment, stdout=subprocess.PIPE,
                                           stderr=subprocess.PIPE))

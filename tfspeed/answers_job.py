@@ -30,9 +30,9 @@ def read_prompts(path: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def run(flags, strategy, calibration, sampling: Sampling, new_tokens: int | None) -> None:
+def run(flags, prompts: list[str], strategy, calibration, sampling: Sampling,
+        new_tokens: int | None) -> None:
     """Answers all prompts; each answer is journaled as soon as it is finished."""
-    prompts = read_prompts(flags.prompts)
     with strategy.scope():
         model = strategy.apply(load(flags.model, flags.dtype), calibration)
     tokenizer = model.tokenizer

@@ -109,10 +109,6 @@ def define_common_flags(output: str) -> None:
         output: default of `--output`.
     """
     shared = {"module_name": sys.argv[0]}  # shown by --help as the script's own
-    flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
-                        "from left to right)", **shared)
-    flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
-                        "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
     flags.DEFINE_integer("prompt_tokens", 128, "length of the measured prompt", **shared)
     flags.DEFINE_integer("new_tokens", 128, "tokens generated after it", **shared)
     flags.DEFINE_integer("batch", 1, "prompts at once", **shared)
@@ -130,22 +126,23 @@ def define_common_flags(output: str) -> None:
                        "over the float32 model's, a fraction: 0.03 is +3 %; inf: no gate; default: "
                        "what was done to the weights decides, 0.01 for int8, 16 bits, 0.03 for "
                        "int4, 0.1 for pruning and the like, else 0.001", **shared)
-    define_calibration_flag()
+    define_model_flags()
 
 
-def define_calibration_flag() -> None:
+def define_model_flags() -> None:
+    """The flags of every script that loads a model and changes it."""
+    shared = {"module_name": sys.argv[0]}
+    flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
+                        "from left to right)", **shared)
+    flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
+                        "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
     flags.DEFINE_string("calibration", None, "text file that strategies calibrate and train on, "
-                        "never that of the evaluation; default: the project's own",
-                        module_name=sys.argv[0])
+                        "never that of the evaluation; default: the project's own", **shared)
 
 
 def define_serving_flags() -> None:
     """The flags of every script that serves a model."""
     shared = {"module_name": sys.argv[0]}
-    flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
-                        "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
-    flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
-                        "from left to right)", **shared)
     flags.DEFINE_string("engine", "fused:int8", "how a step is executed: fused, fused:int8, "
                         "fused:int4, …; xla or graph, without a C compiler", **shared)
     flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **shared)
@@ -156,7 +153,7 @@ def define_serving_flags() -> None:
                          "tokens: more are read faster, and hold up the others longer", **shared)
     flags.DEFINE_integer("cache_tokens", 0, "tokens that the KV cache holds, of all texts "
                          "together; 0: a whole context each, up to a gigabyte", **shared)
-    define_calibration_flag()
+    define_model_flags()
 
 
 def define_options(name: str, options: type) -> None:

@@ -12,6 +12,7 @@ import tfspeed
 from tfspeed import engines
 from tfspeed.cluster import addresses, binding, supervisor
 from tfspeed.cluster.member import Member, WorkerLost, joined, supervised, watched
+from tfspeed.digest import text_digest
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import listing
 from tfspeed.models.load import load, located
@@ -71,12 +72,7 @@ def _facts(flags, strategy, calibration) -> dict[str, str]:
             "keras": keras.__version__, "python": platform.python_version(),
             "strategy": strategy.label, "engine": flags.engine, "dtype": flags.dtype,
             "model": " ".join(file["sha256"][:16] for file in files) or flags.model,
-            "calibration": str(hash_of(calibration))}
-
-
-def hash_of(text: str | None) -> str:
-    import hashlib
-    return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+            "calibration": text_digest(calibration or "")}
 
 
 def supervise(flags) -> int:

@@ -77,6 +77,12 @@ def mirrored_strategy(devices: list[str]) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices, reduction)
 
 
+def per_replica(strategy: tf.distribute.Strategy, parts):
+    """A value of a strategy: `parts[i]` on replica i, for those of this process."""
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.convert_to_tensor(parts[context.replica_id_in_sync_group]))
+
+
 def cpu_model() -> str:
     """The processor's name, as the kernel tells it."""
     try:

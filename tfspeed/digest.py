@@ -1,4 +1,4 @@
-"""What arrays are known by."""
+"""What arrays and texts are known by."""
 
 import hashlib
 
@@ -13,3 +13,8 @@ def digest(arrays) -> str:
         made.update(f"{array.dtype}{array.shape}".encode())
         made.update(array.reshape(-1).view(np.uint8))
     return made.hexdigest()[:32]
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 over a text."""
+    return digest([np.frombuffer(text.encode(), np.uint8)])

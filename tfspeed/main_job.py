@@ -43,12 +43,13 @@ def run(flags) -> int | None:
     threads = set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
     if flags.prompts is not None:
-        answers_job.read_prompts(flags.prompts)
+        prompts = answers_job.read_prompts(flags.prompts)
         check_writable(flags.answers, "answers")
 
     def job():
         if flags.prompts is not None:
-            return answers_job.run(flags, strategy, calibration, sampling, workload.new_tokens)
+            return answers_job.run(flags, prompts, strategy, calibration, sampling,
+                                   workload.new_tokens)
         return measure(flags, strategy, workload, settings, sampling, text, calibration, threads)
 
     join = cluster_job.member_of(flags, strategy)

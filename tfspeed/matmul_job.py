@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfspeed.affinity import check_cores, pinned
 from tfspeed.costs import communication
 from tfspeed.costs.communication import Cost, Link
-from tfspeed.devices import available_cores, mirrored_strategy, replica_devices
+from tfspeed.devices import available_cores, mirrored_strategy, per_replica, replica_devices
 from tfspeed.errors import TfspeedError
 
 # Which axis of A and of B is split, and along which the parts are gathered; None: whole, or added.
@@ -72,8 +72,7 @@ def _spread(strategy, matrix: np.ndarray, axis: int | None):
     else:
         missing = [(0, -matrix.shape[i] % count if i == axis else 0) for i in range(2)]
         parts = np.split(np.pad(matrix, missing), count, axis)
-    return strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group]))
+    return per_replica(strategy, parts)
 
 
 def measure_link(strategy: tf.distribute.Strategy, repetitions: int = 20) -> Link:

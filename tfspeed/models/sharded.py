@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import tensorflow as tf
 
+from tfspeed.devices import per_replica
 from tfspeed.errors import TfspeedError
 from tfspeed.models import sharding
 from tfspeed.models.decoder_model import DecoderModel
@@ -147,8 +148,7 @@ def _fill(strategy: tf.distribute.Strategy, variable, values) -> None:
         variable._initialize(values)
         return
     variable._initialize(values(0))
-    ids = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(context.replica_id_in_sync_group))
+    ids = per_replica(strategy, range(strategy.num_replicas_in_sync))
     for replica, own in zip(strategy.experimental_local_results(ids),
                             strategy.experimental_local_results(variable.value), strict=True):
         if int(replica):

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspeed.compression import copying
+from tfspeed.devices import per_replica
 from tfspeed.digest import digest
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
@@ -220,12 +221,8 @@ class _Run:
         each = -(-len(chosen) // count)
         filled = np.resize(chosen, each * count)
         shares = np.where(np.arange(each * count) < len(chosen), 1 / len(chosen), 0)
-
-        def per_replica(values):
-            return self.strategy.experimental_distribute_values_from_function(
-                lambda c: tf.constant(np.split(values, count)[c.replica_id_in_sync_group]))
-
-        return per_replica(self.tokens[filled]), per_replica(shares.astype(np.float32))
+        return tuple(per_replica(self.strategy, np.split(values, count))
+                     for values in (self.tokens[filled], shares.astype(np.float32)))
 
     def finish(self) -> None:
         """Also after an error: the student has what was learned."""
