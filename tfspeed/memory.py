@@ -1,6 +1,8 @@
 """Memory that is lent to TensorFlow and LiteRT: on cache lines, and on huge pages where the kernel
 has them."""
 
+import contextlib
+import ctypes
 import mmap
 from collections.abc import Sequence
 
@@ -42,6 +44,13 @@ def values(variable) -> np.ndarray:
         return np.asarray(memoryview(tensor))
     except ValueError:
         return tensor.numpy()
+
+
+def give_back() -> None:
+    """Returns freed memory to the system; the C library keeps pieces of up to 32 MB for later."""
+    # Another C library has no such call.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _private(size: int) -> mmap.mmap:

@@ -1,5 +1,8 @@
 """Packed and low-rank layers: the numbers they stand for, in every engine, through a file."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -145,3 +148,13 @@ def test_a_subclass_is_left_alone():
 
     model = keras.Sequential([keras.Input((4,)), Mine(3)])
     assert not replacing.can_pack(targets.find(model)[0])
+
+
+def test_a_converted_layer_keeps_nothing_of_what_it_was():
+    model = copying.copied(tiny_decoder())
+    [target] = targets.find(model.keras_model, "block_0/mlp/down")
+    target.assign(target.matrix())  # memory of its own: what `smooth` does before it is packed
+    kernel, value = weakref.ref(target.variable), weakref.ref(target.variable.value)
+    replacing.pack(target, pack(target.name, target.matrix(), 8))
+    gc.collect()
+    assert kernel() is None and value() is None

@@ -88,6 +88,22 @@ def test_gptq_beats_rounding_on_what_the_layer_reads():
     assert (compensated("w", matrix, 4, 32, gram).data != plain.data).mean() > 0.05
 
 
+@pytest.mark.parametrize("method", quantizing.METHODS)
+@pytest.mark.parametrize("bits, block", [(8, 0), (4, 32), (4, 0)])
+def test_some_rows_at_a_time_are_rounded_as_all_at_once(method, bits, block, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, matrix = rng.normal(size=(512, 64)), rng.normal(size=(33, 64)).astype(np.float32)
+    gram = (x.T @ x / 512).astype(np.float32)
+    rounding = quantizing.Rounding(bits, block, method, 8, "^$")
+    whole, factor = rounding.weight("w", matrix, gram), rounding.factor("w", gram, matrix)
+    monkeypatch.setattr(quantizing, "_ROWS", 10)
+    parts = rounding.weight("w", matrix, gram)
+    assert parts.shape == whole.shape and parts.type == whole.type
+    np.testing.assert_array_equal(parts.data, whole.data)
+    np.testing.assert_array_equal(parts.scales, whole.scales)
+    np.testing.assert_array_equal(rounding.factor("w", gram, matrix), factor)
+
+
 @pytest.mark.parametrize("engine", ["litert", "fused", "xla"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_engines_run_it_packed(engine, bits):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
-CHUNK = 8  # windows that go through a block at a time: its activations are several times theirs
+CHUNK = 2  # windows that go through a block at a time: its activations are several times theirs
 
 
 class Reader:

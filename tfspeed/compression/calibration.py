@@ -10,6 +10,7 @@ from tfspeed.compression.block_reader import CHUNK
 from tfspeed.compression.targets import Target
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.smooth import CALIBRATION_TEXT, normalized
+from tfspeed.memory import give_back
 from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
@@ -69,10 +70,14 @@ def stream(model: LanguageModel, targets: Sequence[Target], tokens: np.ndarray,
     Args:
         change: may change the layers of its group.
     """
+    def changed(group):
+        change(group)
+        give_back()  # of the float matrices: the next block's come on top otherwise
+
     if isinstance(model.keras_model, Decoder):
-        _by_block(model.keras_model, targets, tokens, change)
+        _by_block(model.keras_model, targets, tokens, changed)
     else:
-        _by_passes(model, targets, tokens, change)
+        _by_passes(model, targets, tokens, changed)
 
 
 class _Watch:

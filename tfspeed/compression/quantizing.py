@@ -1,14 +1,16 @@
 """Rounds one matrix by RTN, GPTQ or AWQ; the factor that AWQ searches."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from tfspeed.litert.gptq import compensated
 from tfspeed.litert.smooth import channel_factors
-from tfspeed.litert.weights import Weight, fitting, pack
+from tfspeed.litert.weights import Weight, fitting, joined, pack
 
 METHODS = ("rtn", "gptq", "awq")
+_ROWS = 4096  # that are rounded at a time
 _GRID = np.linspace(0, 1, 11)  # exponents that AWQ tries
 
 
@@ -39,9 +41,13 @@ class Rounding:
             gram: mean of `x xᵀ` of its inputs, `[in, in]`; None: rounded to the nearest.
         """
         bits, block = self.form(name, matrix.shape[1])
-        if self.method == "gptq" and gram is not None:
-            return compensated(name, matrix, bits, block, gram)
-        return pack(name, matrix, bits, block)
+
+        def rounded(rows):
+            if self.method == "gptq" and gram is not None:
+                return compensated(name, rows, bits, block, gram)
+            return pack(name, rows, bits, block)
+
+        return joined([rounded(rows) for rows in _some_rows(matrix)])
 
     def factor(self, name: str, gram: np.ndarray, *matrices: np.ndarray) -> np.ndarray:
         """`t` of each channel, float32 `[in]`, under which rounding `W · t` moves the matrices'
@@ -51,7 +57,15 @@ class Rounding:
         activations = np.sqrt(np.diag(gram))
         tried = [channel_factors(activations, alpha, *matrices) for alpha in _GRID]
         tried.append(np.ones(len(gram), np.float32))
-        return min(tried, key=lambda t: sum(_error(m, t, bits, block, gram) for m in matrices))
+        return min(tried, key=lambda t: sum(_error(rows, t, bits, block, gram)
+                                            for m in matrices for rows in _some_rows(m)))
+
+
+def _some_rows(matrix) -> Iterator[np.ndarray]:
+    """A few thousand at a time: each row is rounded by itself, and what that takes is several
+    times its size. The table of a vocabulary is a fifth of a small model."""
+    for at in range(0, len(matrix), _ROWS):
+        yield matrix[at:at + _ROWS]
 
 
 def _error(matrix, factor, bits, block, gram) -> float:

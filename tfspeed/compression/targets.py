@@ -8,6 +8,7 @@ import numpy as np
 
 from tfspeed.compression.copying import renew
 from tfspeed.errors import TfspeedError
+from tfspeed.memory import values
 from tfspeed.models.conversion import Converted, named_layers
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -55,7 +56,7 @@ class Target:
         Raises:
             TfspeedError: it holds NaN or infinite values.
         """
-        array = np.asarray(keras.ops.convert_to_numpy(self.variable), np.float32)
+        array = np.asarray(values(self.variable), np.float32)
         if not np.isfinite(array).all():
             raise TfspeedError("A weight is not finite.", tensor=self.name,
                                values=int((~np.isfinite(array)).sum()),

@@ -92,6 +92,6 @@ def channel_factors(activations: np.ndarray, alpha: float, *matrices: np.ndarray
         activations: root mean square of each channel, `[in]`.
         alpha: 0: only the weights are evened out; 1: only the activations.
     """
-    weights = np.max([np.abs(m).max(0) for m in matrices], axis=0)
+    weights = np.max([np.maximum(m.max(0), -m.min(0)) for m in matrices], axis=0)  # no copy
     factor = np.maximum(activations, 1e-5) ** alpha / np.maximum(weights, 1e-5) ** (1 - alpha)
     return (factor / np.exp(np.log(factor).mean())).astype(np.float32)

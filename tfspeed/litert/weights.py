@@ -5,6 +5,7 @@ quantize them row by row to int8 as they go (XNNPACK's qd8 kernels).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,6 +53,16 @@ class Weight:
             return self.data.astype(np.float32)
         scales = self.scales.astype(np.float32).reshape(self.shape[0], -1)
         return self.integers() * np.repeat(scales, self.shape[1] // scales.shape[1], axis=1)
+
+
+def joined(parts: Sequence[Weight]) -> Weight:
+    """One matrix of some that hold its rows, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    rows, width = sum(p.shape[0] for p in parts), parts[0].shape[1]
+    return dataclasses.replace(parts[0], shape=(rows, width),
+                               data=np.concatenate([p.data for p in parts]),
+                               scales=np.concatenate([p.scales for p in parts]))
 
 
 def fitting(block: int, width: int) -> int:

@@ -1,12 +1,12 @@
 """Peak resident memory of a stretch of work."""
 
-import contextlib
-import ctypes
 import gc
 import threading
 from pathlib import Path
 
 import psutil
+
+from tfspeed.memory import give_back
 
 # Documentation/filesystems/proc.rst: writing 5 there resets the high-water mark.
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
@@ -20,7 +20,8 @@ class PeakMemory:
     """
 
     def __enter__(self):
-        _give_back()
+        gc.collect()
+        give_back()  # what is measured next must ask for its own
         self._process = psutil.Process()
         self.start_rss = self.peak_rss = self.end_rss = self._process.memory_info().rss
         self._watch = None
@@ -45,14 +46,6 @@ class PeakMemory:
     def _look(self):
         while not self._done.wait(0.01):
             self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
-
-
-def _give_back() -> None:
-    """Returns freed memory to the system: what is measured next must ask for its own."""
-    gc.collect()
-    # Another C library has no such call: the growth may then come out too small.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _high_water_mark() -> int:

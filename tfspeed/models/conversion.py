@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.utils.tracking import TrackedList
 
 # Keras's list of variables made in a StatelessScope; it has no public name (pinned: keras 3.15.1).
 _PENDING = "uninitialized_variables"
@@ -33,6 +34,9 @@ def convert(layer: keras.layers.Layer, made: keras.layers.Layer) -> None:
     `made` must not be used any more.
     """
     kept = {name: layer.__dict__[name] for name in _OF_THE_PLACE if name in layer.__dict__}
+    for value in kept.values():
+        if isinstance(value, TrackedList):  # the old layer's tracker would keep its variables
+            value.tracker = made._tracker
     object.__setattr__(layer, "__class__", type(made))
     object.__setattr__(layer, "__dict__", made.__dict__)
     layer.__dict__.update(kept)
