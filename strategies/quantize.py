@@ -16,8 +16,6 @@ Exact: no. See BUILD.md for perplexities; the gate is 1 % for eight bits, 3 % fo
 
 import dataclasses
 
-import numpy as np
-
 from strategies.base import Strategy, option, some
 from tfspeed import gate
 from tfspeed.compression import calibration, copying, replacing, targets
@@ -81,20 +79,18 @@ class Quantize(Strategy):
         if smoother is not None:
             smoother.smooth(group[0].target.name.split("/")[0], grams)
         for o in group:
-            target, gram, scale = o.target, grams[o.target.name], None
-            matrix = target.matrix()
+            target, gram, factor, scale = o.target, grams[o.target.name], None, None
+            matrix = target.matrix(copy=False)
             tied = decoder is not None and decoder.head is None and (
                 target.layer is decoder.embedding)
             if smoother is not None and gram is not None and target.name in ("embedding", "head"):
                 factor = head_factor(decoder, target, gram, matrix, smoother)
-                matrix *= factor  # in place: this may be the table of the whole vocabulary
-                gram = gram / np.outer(factor, factor)
                 scale = 1 / factor if tied else None
             elif decoder is None and rounding.method == "awq" and gram is not None:
                 # Nothing is known of what made the input: the layer divides it itself.
                 factor = rounding.factor(target.name, gram, matrix)
-                matrix, gram, scale = matrix * factor, gram / np.outer(factor, factor), 1 / factor
-            replacing.pack(target, rounding.weight(target.name, matrix, gram), scale)
+                scale = 1 / factor
+            replacing.pack(target, rounding.weight(target.name, matrix, gram, factor), scale)
 
     def _group(self) -> int:
         group = self.options.group

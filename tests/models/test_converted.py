@@ -157,4 +157,5 @@ def test_a_converted_layer_keeps_nothing_of_what_it_was():
     kernel, value = weakref.ref(target.variable), weakref.ref(target.variable.value)
     replacing.pack(target, pack(target.name, target.matrix(), 8))
     gc.collect()
-    assert kernel() is None and value() is None
+    assert kernel() is None
+    assert value() is None

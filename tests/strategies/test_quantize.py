@@ -89,7 +89,7 @@ def test_gptq_beats_rounding_on_what_the_layer_reads():
 
 
 @pytest.mark.parametrize("method", quantizing.METHODS)
-@pytest.mark.parametrize("bits, block", [(8, 0), (4, 32), (4, 0)])
+@pytest.mark.parametrize(("bits", "block"), [(8, 0), (4, 32), (4, 0)])
 def test_some_rows_at_a_time_are_rounded_as_all_at_once(method, bits, block, monkeypatch):
     rng = np.random.default_rng(0)
     x, matrix = rng.normal(size=(512, 64)), rng.normal(size=(33, 64)).astype(np.float32)
@@ -98,7 +98,8 @@ def test_some_rows_at_a_time_are_rounded_as_all_at_once(method, bits, block, mon
     whole, factor = rounding.weight("w", matrix, gram), rounding.factor("w", gram, matrix)
     monkeypatch.setattr(quantizing, "_ROWS", 10)
     parts = rounding.weight("w", matrix, gram)
-    assert parts.shape == whole.shape and parts.type == whole.type
+    assert parts.shape == whole.shape
+    assert parts.type == whole.type
     np.testing.assert_array_equal(parts.data, whole.data)
     np.testing.assert_array_equal(parts.scales, whole.scales)
     np.testing.assert_array_equal(rounding.factor("w", gram, matrix), factor)

@@ -10,7 +10,7 @@ from tfspeed.litert.smooth import channel_factors
 from tfspeed.litert.weights import Weight, fitting, joined, pack
 
 METHODS = ("rtn", "gptq", "awq")
-_ROWS = 4096  # that are rounded at a time
+_ROWS = 1024  # that are rounded at a time
 _GRID = np.linspace(0, 1, 11)  # exponents that AWQ tries
 
 
@@ -35,14 +35,19 @@ class Rounding:
             bits = 8  # two values share a byte
         return bits, fitting(self.block, width) if bits == 4 else 0
 
-    def weight(self, name: str, matrix: np.ndarray, gram: np.ndarray | None) -> Weight:
+    def weight(self, name: str, matrix: np.ndarray, gram: np.ndarray | None,
+               factor: np.ndarray | None = None) -> Weight:
         """Args:
             matrix: float32 `[out, in]`.
             gram: mean of `x xᵀ` of its inputs, `[in, in]`; None: rounded to the nearest.
+            factor: `t` of each channel, `[in]`: `matrix · t` is rounded, whose inputs are `x / t`.
         """
+        if factor is not None and gram is not None:
+            gram = gram / np.outer(factor, factor)
         bits, block = self.form(name, matrix.shape[1])
 
         def rounded(rows):
+            rows = rows if factor is None else rows * factor
             if self.method == "gptq" and gram is not None:
                 return compensated(name, rows, bits, block, gram)
             return pack(name, rows, bits, block)

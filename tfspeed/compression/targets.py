@@ -50,8 +50,11 @@ class Target:
         sizes = [self.variable.shape[axis] for axis in self.order]
         return int(np.prod(sizes[:self.outputs])), int(np.prod(sizes[self.outputs:]))
 
-    def matrix(self) -> np.ndarray:
-        """float32 `[out, in]`, a copy; of an Embedding `[vocabulary, dim]`.
+    def matrix(self, copy: bool = True) -> np.ndarray:
+        """float32 `[out, in]`; of an Embedding `[vocabulary, dim]`.
+
+        Args:
+            copy: False where it is only read: a table then takes no room of its own.
 
         Raises:
             TfspeedError: it holds NaN or infinite values.
@@ -61,7 +64,8 @@ class Target:
             raise TfspeedError("A weight is not finite.", tensor=self.name,
                                values=int((~np.isfinite(array)).sum()),
                                hint="The model file is damaged, or its training diverged.")
-        return np.array(array.transpose(self.order).reshape(self.shape), np.float32, order="C")
+        return np.array(array.transpose(self.order).reshape(self.shape), np.float32, order="C",
+                        copy=copy or None)
 
     def assign(self, matrix: np.ndarray) -> None:
         """Takes `[out, in]`. The layer must be one of a copy: its variable gets new memory."""
