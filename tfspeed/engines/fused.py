@@ -63,9 +63,12 @@ class FusedEngine(LiteRtBase):
                                most=int(tokens.max()))
         if length not in self._scorers:
             self._scorers.clear()  # its logits may be a gigabyte
-            self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], True)
-        scorer, start = self._scorers[length], np.zeros(1, np.int32)
-        return np.concatenate([scorer.begin(row[None], start).copy() for row in tokens])
+            self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], length)
+        scorer, rows = self._scorers[length], []
+        for row in tokens:
+            scorer.take_back(0)
+            rows.append(scorer.read(row[None]).copy())
+        return np.concatenate(rows)
 
     def profile(self, prompts):
         self._check(prompts, _PROFILED)
@@ -73,11 +76,11 @@ class FusedEngine(LiteRtBase):
         session = self._new_session(len(prompts), tokens.shape[1] + _PROFILED)
         return session.profile(tokens, tokens.shape[1] - lengths, _PROFILED)
 
-    def _new_session(self, batch, needed):
+    def _new_session(self, batch, needed, logits=1):
         sizes = [_SMALLEST]
         while sizes[-1] < max(needed, min(self.config.context_length, _USUAL)):
             sizes.append(2 * sizes[-1])
-        return self._open(batch, max(1, _ROWS // batch), sizes, False)
+        return self._open(batch, max(1, _ROWS // batch), sizes, logits)
 
     def paged(self, texts: int, tokens: int, blocks: int, block: int) -> FusedPaged:
         """What reads pieces of up to `texts` texts in a call, of `tokens` tokens together, over a
@@ -85,30 +88,31 @@ class FusedEngine(LiteRtBase):
         length, width = -(-tokens // texts), -(-self.config.context_length // block)
         cache, vocabulary = self._cache_type(blocks)(block), self.config.vocabulary_size
         program = self._load(
-            lambda file: self._write(file, "run", texts, length, width, cache, False),
-            lambda path: FusedProgram(path, self._threads, vocabulary, False))
+            lambda file: self._write(file, "run", texts, length, width, cache, 1),
+            lambda path: FusedProgram(path, self._threads, vocabulary))
         return FusedPaged(program, self._plan, cache, texts, length, width, vocabulary)
 
-    def _open(self, batch: int, length: int, sizes: list[int], all_logits: bool) -> FusedSession:
+    def _open(self, batch: int, length: int, sizes: list[int], logits: int) -> FusedSession:
         """A session over a new file, which has a signature for each size of the cache."""
         cache_type = self._cache_type(batch)
 
         def write(file: TfliteFile):
             for size in sizes:
-                self._write(file, f"run_{size}", batch, length, 1, cache_type(size), all_logits)
+                self._write(file, f"run_{size}", batch, length, 1, cache_type(size), logits)
 
         vocabulary = self.config.vocabulary_size
         program = self._load(write, lambda path: FusedProgram(
-            path, self._threads, vocabulary, all_logits))
+            path, self._threads, vocabulary, logits))
         return FusedSession(program, self._plan, cache_type, batch, length, sizes, vocabulary,
-                            all_logits)
+                            logits)
 
-    def _write(self, file, name, texts, length, width, cache_type, all_logits):
+    def _write(self, file, name, texts, length, width, cache_type, logits):
         """A signature.
 
         Args:
             width: blocks that a text's table names.
             cache_type: its shape and type.
+            logits: tokens of a text that there is room for logits of.
         """
         graph, vocabulary = file.signature(name), self.config.vocabulary_size
         tokens = graph.input("tokens", (texts, length), np.int32)
@@ -117,7 +121,7 @@ class FusedEngine(LiteRtBase):
         # Weights come in as inputs: one copy in memory, whatever the number of files.
         weights = [graph.input(f"weights_{i}", a.shape, a.dtype)
                    for i, a in enumerate(self._plan.arrays)]
-        logits = (texts, length, vocabulary) if all_logits else (texts, vocabulary)
+        logits = texts, logits, vocabulary
         made = graph.custom(OPERATOR, [tokens, control, cache, *weights],
                             [cache_type, (logits, np.float32)])
         graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
