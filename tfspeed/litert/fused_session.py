@@ -79,6 +79,15 @@ class FusedSession:
         """Tokens of a row that the cache holds, padding among them."""
         return self._index
 
+    @property
+    def size(self) -> int:
+        """Slots of a row that the cache has now."""
+        return self._size
+
+    @property
+    def cache(self) -> np.ndarray:
+        return self._caches[self._size]
+
     def take_back(self, filled: int) -> None:
         """Forgets all tokens of a row but for the first `filled`."""
         self._index = filled
