@@ -2,9 +2,9 @@
 
 A pass over w tokens, w - 1 of them drafted, gives `1 + a + a² + … + a^(w-1)` tokens where a
 drafted token is right with probability a. The width with the most tokens a second is taken, 1 (a
-plain step) where no other promises more. Estimates can be wrong, so there is a budget of time too: plain steps
-fill it, by `_LOSS` of what they take, and drafts that lose time use it up. When it is empty, there
-are none for a while; then they are tried again.
+plain step) where no other promises more. Estimates can be wrong, so there is a budget of time too:
+plain steps fill it, by `_LOSS` of what they take, and drafts that lose time use it up. When it is
+empty, there are none for a while; then they are tried again.
 """
 
 _LOSS = 0.01     # of the time of plain steps that drafts may lose

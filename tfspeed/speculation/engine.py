@@ -20,6 +20,9 @@ class SpeculativeEngine(Engine):
     After each drafted token the model chooses as it does without drafts: the likeliest token, or
     under sampling the one that it draws there, with the same random numbers. So a drafted token is
     kept with its probability, as rejection sampling (arXiv:2211.17192) keeps a certain guess.
+
+    Attributes:
+        plain: the engine without drafts.
     """
 
     def __init__(self, inner: Engine, speculation: Speculation):
@@ -31,7 +34,7 @@ class SpeculativeEngine(Engine):
             raise TfspeedError("Speculation continues a text on one device.",
                                devices=list(inner.devices),
                                hint="Leave mirrored or tensor_parallel out.")
-        self._inner, self._speculation = inner, speculation  # first: `traces` is the inner's
+        self.plain, self._speculation = inner, speculation  # first: `traces` is the inner's
         super().__init__(inner.name, inner.model)
         self.profile_source = inner.profile_source
         layers = inner.model.config.num_layers
@@ -52,32 +55,32 @@ class SpeculativeEngine(Engine):
 
     @property
     def traces(self):
-        return self._inner.traces
+        return self.plain.traces
 
     @traces.setter
     def traces(self, value):
-        self._inner.traces = value
+        self.plain.traces = value
 
     @property
     def weights_bytes(self):
-        return self._inner.weights_bytes + (self._copy.weights_bytes if self._copy else 0)
+        return self.plain.weights_bytes + (self._copy.weights_bytes if self._copy else 0)
 
     @property
     def dtype(self):
-        return self._inner.dtype
+        return self.plain.dtype
 
     @property
     def devices(self):
-        return self._inner.devices
+        return self.plain.devices
 
     def step_bytes(self, batch, context):
-        return self._inner.step_bytes(batch, context)
+        return self.plain.step_bytes(batch, context)
 
     def score(self, tokens):
-        return self._inner.score(tokens)
+        return self.plain.score(tokens)
 
     def profile(self, prompts):
-        return self._inner.profile(prompts)
+        return self.plain.profile(prompts)
 
     def start_counting(self):
         self._counts = Counts()
@@ -87,7 +90,7 @@ class SpeculativeEngine(Engine):
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
         if len(prompts) > 1 or new_tokens == 1:
-            yield from self._inner.generate(prompts, new_tokens, sampling, stop_tokens)
+            yield from self.plain.generate(prompts, new_tokens, sampling, stop_tokens)
             return
         stops, count = set(stop_tokens.tolist()), 0
         # Of their own, while others generate.
@@ -114,7 +117,7 @@ class SpeculativeEngine(Engine):
         text = self._texts.pop() if self._texts else None
         if text is None or not text.fits(prompt_tokens, new_tokens):
             layer = self._exit_layer if self._speculation.draft == "early_exit" else 0
-            text = self._inner.open_text(prompt_tokens, new_tokens, self._widths, layer)
+            text = self.plain.open_text(prompt_tokens, new_tokens, self._widths, layer)
         return text
 
     def _drafter(self) -> Drafter:
