@@ -7,7 +7,7 @@ plain steps fill it, by `_LOSS` of what they take, and drafts that lose time use
 empty, there are none for a while; then they are tried again.
 """
 
-_LOSS = 0.01     # of the time of plain steps that drafts may lose
+_LOSS = 0.005    # of the time of plain steps that drafts may lose
 _CREDIT = 2.0    # plain steps that the budget holds, at first and at most
 _GAIN = 1.03     # a draft must promise so much
 _MEMORY = 0.9    # of an estimate, from one round to the next
@@ -77,21 +77,20 @@ class Account:
         Args:
             draft_s: what drafting took, `ahead_s` beside it.
         """
-        known = self._seconds.get(width)
-        # A pause of the machine's must not be taken for the cost of a pass.
-        self._seconds[width] = seconds if known is None else (
-            _MEMORY * known + (1 - _MEMORY) * min(seconds, 2 * known))
         if 1 not in self._seconds:
+            self._seconds[1] = seconds
             return
-        step = self._seconds[1]
+        # A pause of the machine's must not be taken for the cost of a pass, nor held against drafts.
+        known, step = self.seconds(width), self._seconds[1]
+        new = width not in self._seconds
+        self._seconds[width] = _blend(known, seconds, 0.0 if new else _MEMORY)
         gained = _LOSS * tokens
         if width > 1:
-            spent = min(seconds, 2 * self._seconds[width]) + draft_s + ahead_s
-            gained += tokens - spent / step
             if draft_s:
                 each = draft_s / (width - 1)
-                self.draft_s = each if not self.draft_s else (
-                    _MEMORY * self.draft_s + (1 - _MEMORY) * min(each, 2 * self.draft_s))
+                self.draft_s = _blend(self.draft_s, each, _MEMORY) if self.draft_s else each
+            spent = self._seconds[width] + (width - 1) * self.draft_s + ahead_s
+            gained += tokens - spent / step
         self._budget = min(self._budget + gained, self._most)
 
     def judged(self, drafted: int, right: int, kind: int = 0) -> None:
@@ -106,3 +105,7 @@ class Account:
         if known:
             known[0] *= _FORGET
             known[1] *= _FORGET
+
+
+def _blend(known: float, seconds: float, memory: float) -> float:
+    return memory * known + (1 - memory) * min(seconds, 2 * known)

@@ -37,21 +37,22 @@ class TfText(Text):
     def begin(self, prompt, sampling: Sampling):
         self._sampling, self._filled = sampling, len(prompt)
         length = bucket(len(prompt))
-        self._padding = length - len(prompt)
+        self._padding, self._behind = length - len(prompt), len(prompt)
         tokens, lengths = pad_left([prompt], length)
         chosen, self._state = self._function("prefill")(tokens, lengths, *self._settings(0, 1))
         self._warm_up()
-        return int(chosen[0])
+        return int(chosen.numpy()[0])
 
     def read(self, tokens, count):
         start, width = self._filled, len(tokens)
         if width == 1:
-            state = {**self._state, "lengths": tf.constant([start]),
-                     "index": tf.constant(start + self._padding)}
+            if self._behind != start:  # otherwise the state says it itself
+                self._state = {**self._state, "lengths": tf.constant([start]),
+                               "index": tf.constant(start + self._padding)}
             chosen, self._state = self._function("step")(
-                tf.constant(tokens), state, *self._settings(count, 1))
-            self._filled = start + 1
-            yield int(chosen[0])
+                tf.constant(tokens), self._state, *self._settings(count, 1))
+            self._filled = self._behind = start + 1
+            yield int(chosen.numpy()[0])
             return
         chosen, lead, self._state = self._function(width)(
             tf.constant([tokens]), tf.constant(start), tf.constant(start + self._padding),
@@ -99,7 +100,7 @@ class TfText(Text):
             if filled + self._padding + width > self._capacity:
                 break
             deque(self.read([0] * width, 0), maxlen=0)
-            self._state, self._filled = state, filled
+            self._state, self._filled, self._behind = state, filled, filled
         if self._exit_layer:
             self.leave_early(0, 1)
         done[key] = None
