@@ -34,7 +34,8 @@ SAMPLED = Sampling(temperature=0.7, top_k=5, seed=3)
 @pytest.mark.parametrize(("engine", "draft", "sampling"), [
     *(("fused", draft, sampling) for draft in DRAFTS for sampling in (None, SAMPLED)),
     *(("fused:int8", draft, None) for draft in DRAFTS),
-    ("graph", "early_exit", None), ("graph", "lookup", SAMPLED)])
+    ("graph", "early_exit", None),
+    pytest.param("graph", "lookup", SAMPLED, marks=pytest.mark.slow)])
 def test_tokens_are_those_of_a_plain_run(engine, draft, sampling):
     model = tiny_decoder()
     plain, drafting = create(engine, model), create(engine, speculative(model, draft,
@@ -46,7 +47,8 @@ def test_tokens_are_those_of_a_plain_run(engine, draft, sampling):
     assert drafting.counted()["drafted_tokens"] > 0
 
 
-@pytest.mark.parametrize("draft", ["lookup", "early_exit"])
+@pytest.mark.parametrize("draft", [
+    "lookup", pytest.param("early_exit", marks=pytest.mark.slow)])
 def test_tokens_are_those_of_a_plain_run_under_xla(draft):
     model = tiny_decoder()
     plain, drafting = create("xla", model), create("xla", speculative(model, draft, tokens=3,

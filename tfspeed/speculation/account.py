@@ -80,7 +80,7 @@ class Account:
         if 1 not in self._seconds:
             self._seconds[1] = seconds
             return
-        # A pause of the machine's must not be taken for the cost of a pass, nor held against drafts.
+        # A pause of the machine's is neither the cost of a pass nor to be held against drafts.
         known, step = self.seconds(width), self._seconds[1]
         new = width not in self._seconds
         self._seconds[width] = _blend(known, seconds, 0.0 if new else _MEMORY)
