@@ -24,6 +24,7 @@ STRATEGIES = {
     "prune": "strategies.prune:Prune",
     "cluster": "strategies.cluster:Cluster",
     "prune_structured": "strategies.prune_structured:PruneStructured",
+    "speculative": "strategies.speculative:Speculative",
     "tensor_parallel": "strategies.tensor_parallel:TensorParallel",
 }
 

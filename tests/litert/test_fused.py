@@ -181,10 +181,28 @@ def test_a_forked_process_makes_its_own_threads():
 
 def test_a_full_cache_is_told():
     engine = create("fused", tiny_decoder())
-    session = engine._open(1, 8, [16], False)
+    session = engine._open(1, 8, [16], 1)
     session.begin(np.ones((1, 16), np.int32), np.zeros(1, np.int32))
     with pytest.raises(TfspeedError, match=r"cache is full.*capacity=16"):
         session.step(np.ones(1, np.int32))
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8", "int4", "int8,cache=float32"])
+@pytest.mark.parametrize("changes", [
+    {"hidden_dim": 64, "mlp_dim": 112, "num_heads": 6, "num_kv_heads": 2},
+    {"sliding_window": 5, "sliding_layers": (True, False)}, {"positions": "alibi"}])
+def test_what_a_token_gets_does_not_depend_on_how_many_are_read(weights, changes):
+    """To the last bit: several tokens at once give the logits that they give one by one."""
+    session = create(f"fused:{weights}", tiny_decoder(**changes))._new_session(1, 96, 16)
+    tokens = np.random.default_rng(0).integers(0, 64, (1, 60)).astype(np.int32)
+    session.begin(tokens[:, :20], np.zeros(1, np.int32))
+    expected = [session.step(tokens[:, at]).copy() for at in range(20, 60)]
+    for count in (1, 2, 3, 4, 5, 7, 8, 12, 16):
+        session.take_back(20)
+        for at in range(20, 61 - count, count):
+            np.testing.assert_array_equal(session.read(tokens[:, at:at + count])[0],
+                                          np.concatenate(expected[at - 20:at - 20 + count]))
+        assert session.filled == 20 + 40 // count * count
 
 
 def test_generations_that_overlap_do_not_share_a_cache():

@@ -57,6 +57,14 @@ def create(name: str, model) -> Engine:
 
 
 def _create(name: str, model) -> Engine:
+    made = _alone(name, model)
+    if model.speculation is None:
+        return made
+    from tfspeed.speculation.engine import SpeculativeEngine
+    return SpeculativeEngine(made, model.speculation)
+
+
+def _alone(name: str, model) -> Engine:
     kind, _, weights = name.partition(":")
     if model.placement.exchanges and kind in _PACKED:
         raise TfspeedError(f"The engine {kind} runs a whole model on one device, and the weights "

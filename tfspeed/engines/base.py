@@ -40,9 +40,14 @@ class Engine:
         traces: how many functions or files were made so far; later calls of like sizes make none.
         notes: what a report must say about it, one sentence each.
         profile_source: how `profile` knows its times, one phrase.
+        open_text: gives a `speculation.texts.Text`, see `FusedText`; None where the engine cannot
+            take tokens back.
+        pass_widths: numbers of tokens that such a text reads at once, ascending, 1 first.
     """
 
     profile_source = ""
+    open_text = None
+    pass_widths: tuple[int, ...] = (1,)
 
     def __init__(self, name: str, model: LanguageModel):
         self.name, self.model = name, model
@@ -82,6 +87,13 @@ class Engine:
         """
         raise TfspeedError(f"The engine {self.name} has no profile.",
                            hint="Use --engine=litert, or litert:int8.")
+
+    def start_counting(self) -> None:
+        """Generations from now on are those that `counted` tells of."""
+
+    def counted(self) -> dict:
+        """What a row must tell of how they went, named as in `measure.metrics.DEFINITIONS`."""
+        return {}
 
     # What the weights are where this engine runs them.
 

@@ -15,6 +15,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan
 from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
+from tfspeed.litert.fused_exit import FusedExit
 from tfspeed.litert.fused_paged import FusedPaged
 from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
 from tfspeed.litert.fused_session import FusedSession, control_size
@@ -37,6 +38,8 @@ class FusedEngine(LiteRtBase):
 
     profile_source = (f"the clock of the operator's first thread, mean of {_PROFILED} steps; a "
                       "stage ends when all threads have done their share")
+
+    pass_widths = 1, 2, 4, 8, 12, 24  # those that kernels/matrix.h has tiles for
 
     def __init__(self, model, weights: str = "float32"):
         if not isinstance(model.keras_model, Decoder):
@@ -63,9 +66,12 @@ class FusedEngine(LiteRtBase):
                                most=int(tokens.max()))
         if length not in self._scorers:
             self._scorers.clear()  # its logits may be a gigabyte
-            self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], True)
-        scorer, start = self._scorers[length], np.zeros(1, np.int32)
-        return np.concatenate([scorer.begin(row[None], start).copy() for row in tokens])
+            self._scorers[length] = self._open(1, length, [-(-length // 16) * 16], length)
+        scorer, rows = self._scorers[length], []
+        for row in tokens:
+            scorer.take_back(0)
+            rows.append(scorer.read(row[None]).copy())
+        return np.concatenate(rows)
 
     def profile(self, prompts):
         self._check(prompts, _PROFILED)
@@ -73,59 +79,74 @@ class FusedEngine(LiteRtBase):
         session = self._new_session(len(prompts), tokens.shape[1] + _PROFILED)
         return session.profile(tokens, tokens.shape[1] - lengths, _PROFILED)
 
-    def _new_session(self, batch, needed):
+    def _new_session(self, batch, needed, logits=1):
         sizes = [_SMALLEST]
         while sizes[-1] < max(needed, min(self.config.context_length, _USUAL)):
             sizes.append(2 * sizes[-1])
-        return self._open(batch, max(1, _ROWS // batch), sizes, False)
+        return self._open(batch, max(1, _ROWS // batch), sizes, logits)
+
+    def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
+                  exit_layer: int):
+        """See `FusedText`."""
+        from tfspeed.speculation.fused_text import FusedText
+        session = self._new_session(1, prompt_tokens + new_tokens, widths[-1])
+        leaving = self._exit(session, exit_layer) if exit_layer else None
+        return FusedText(self, session, widths, leaving)
+
+    def _exit(self, session: FusedSession, layers: int) -> FusedExit:
+        """What guesses at the next tokens of a session by its first layers."""
+        plan, cache_type = fused_plan.first_layers(self._plan, layers), self._cache_type(1, layers)
+        program = self._program(plan, 1, 1, [cache_type(size) for size in session.sizes])
+        return FusedExit(session, program, plan, cache_type, self.config.vocabulary_size)
 
     def paged(self, texts: int, tokens: int, blocks: int, block: int) -> FusedPaged:
         """What reads pieces of up to `texts` texts in a call, of `tokens` tokens together, over a
         cache of `blocks` blocks of `block` tokens."""
         length, width = -(-tokens // texts), -(-self.config.context_length // block)
-        cache, vocabulary = self._cache_type(blocks)(block), self.config.vocabulary_size
-        program = self._load(
-            lambda file: self._write(file, "run", texts, length, width, cache, False),
-            lambda path: FusedProgram(path, self._threads, vocabulary, False))
-        return FusedPaged(program, self._plan, cache, texts, length, width, vocabulary)
+        cache = self._cache_type(blocks)(block)
+        program = self._program(self._plan, texts, length, [cache], width=width)
+        return FusedPaged(program, self._plan, cache, texts, length, width,
+                          self.config.vocabulary_size)
 
-    def _open(self, batch: int, length: int, sizes: list[int], all_logits: bool) -> FusedSession:
-        """A session over a new file, which has a signature for each size of the cache."""
+    def _open(self, batch: int, length: int, sizes: list[int], logits: int) -> FusedSession:
+        """A session over a new file."""
         cache_type = self._cache_type(batch)
+        program = self._program(self._plan, batch, length, [cache_type(size) for size in sizes],
+                                logits)
+        return FusedSession(program, self._plan, cache_type, batch, length, sizes,
+                            self.config.vocabulary_size, logits)
 
-        def write(file: TfliteFile):
-            for size in sizes:
-                self._write(file, f"run_{size}", batch, length, 1, cache_type(size), all_logits)
-
-        vocabulary = self.config.vocabulary_size
-        program = self._load(write, lambda path: FusedProgram(
-            path, self._threads, vocabulary, all_logits))
-        return FusedSession(program, self._plan, cache_type, batch, length, sizes, vocabulary,
-                            all_logits)
-
-    def _write(self, file, name, texts, length, width, cache_type, all_logits):
-        """A signature.
+    def _program(self, plan, texts: int, length: int, caches: list, logits: int = 1,
+                 width: int = 1) -> FusedProgram:
+        """A file with a signature for each cache.
 
         Args:
+            caches: their shapes and types.
+            logits: tokens of a text that there is room for logits of.
             width: blocks that a text's table names.
-            cache_type: its shape and type.
         """
-        graph, vocabulary = file.signature(name), self.config.vocabulary_size
-        tokens = graph.input("tokens", (texts, length), np.int32)
-        control = graph.input("control", (control_size(texts, width),), np.int32)
-        cache = graph.input("cache", *cache_type)
-        # Weights come in as inputs: one copy in memory, whatever the number of files.
-        weights = [graph.input(f"weights_{i}", a.shape, a.dtype)
-                   for i, a in enumerate(self._plan.arrays)]
-        logits = (texts, length, vocabulary) if all_logits else (texts, vocabulary)
-        made = graph.custom(OPERATOR, [tokens, control, cache, *weights],
-                            [cache_type, (logits, np.float32)])
-        graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
+        vocabulary = self.config.vocabulary_size
 
-    def _cache_type(self, blocks: int):
-        """From the tokens of a block to shape and type: `[layers, 2, blocks, kv_heads, block,
-        head_dim]`, heads padded to whole vectors. A batch that has its cache to itself has a block
-        a row."""
+        def write(file: TfliteFile):
+            for i, cache_type in enumerate(caches):
+                graph = file.signature(f"run_{i}")
+                inputs = [graph.input("tokens", (texts, length), np.int32),
+                          graph.input("control", (control_size(texts, width),), np.int32),
+                          graph.input("cache", *cache_type)]
+                # Weights come in as inputs: one copy in memory, whatever the number of files.
+                inputs += [graph.input(f"weights_{j}", a.shape, a.dtype)
+                           for j, a in enumerate(plan.arrays)]
+                made = graph.custom(OPERATOR, inputs, [
+                    cache_type, ((texts, logits, vocabulary), np.float32)])
+                graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
+
+        return self._load(write, lambda path: FusedProgram(path, self._threads, vocabulary,
+                                                           logits))
+
+    def _cache_type(self, blocks: int, layers: int = 0):
+        """Of so many layers, 0: all. From the tokens of a block to shape and type: `[layers, 2,
+        blocks, kv_heads, block, head_dim]`, heads padded to whole vectors. A batch that has its
+        cache to itself has a block a row."""
         c, dtype = self.config, np.float16 if self._half else np.float32
-        dim = -(-c.head_dim // LANES) * LANES
-        return lambda block: ((c.num_layers, 2, blocks, c.num_kv_heads, block, dim), dtype)
+        layers, dim = layers or c.num_layers, -(-c.head_dim // LANES) * LANES
+        return lambda block: ((layers, 2, blocks, c.num_kv_heads, block, dim), dtype)

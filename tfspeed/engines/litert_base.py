@@ -58,7 +58,7 @@ class LiteRtBase(Engine):
             logits = session.begin(tokens, width - lengths)
             finished = np.zeros(batch, bool)
             for count in range(new_tokens):
-                chosen = self._choose(logits, sampling, count)
+                chosen = self.choose(logits, sampling, count)
                 yield np.where(finished, FINISHED, chosen)
                 finished |= np.isin(chosen, stop_tokens)
                 if count == new_tokens - 1 or finished.all():
@@ -67,8 +67,8 @@ class LiteRtBase(Engine):
         finally:
             self._sessions.setdefault(batch, session)
 
-    def _choose(self, logits, sampling, count):
-        """int32 `[batch]` from float32 `[batch, vocabulary]`."""
+    def choose(self, logits, sampling, count):
+        """int32 `[batch]`, token `count` of each row, from float32 `[batch, vocabulary]`."""
         if sampling.greedy:
             return logits.argmax(-1).astype(np.int32)
         return self._sample(

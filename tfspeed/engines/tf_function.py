@@ -16,18 +16,21 @@ class TfFunctionEngine(Engine):
     lengths come from `bucket`, so later calls retrace nothing (`traces` counts).
     """
 
+    pass_widths = 1, 4, 8  # each is a function to compile
+
     def __init__(self, model: LanguageModel, jit_compile: bool):
         if jit_compile and model.placement.exchanges:
             model = model.in_compiled_pieces()
         super().__init__("xla" if jit_compile else "graph", model)
         self.jit_compile = jit_compile
         self._functions: dict = {}
+        self.text_functions: dict = {}  # of all `TfText`s
         self._score = None
 
     def score(self, tokens: np.ndarray):
         place = self.model.placement
         if self._score is None:
-            self._score = self._compile(self.model.score)
+            self._score = self.compiled(self.model.score)
         return place.gather(self._score(place.shard(np.asarray(tokens, np.int32))))[:len(tokens)]
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
@@ -46,6 +49,12 @@ class TfFunctionEngine(Engine):
             if count == new_tokens or finished.all():
                 return
             tokens, state = step(tokens, state, *self._settings(sampling, len(prompts), count))
+
+    def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
+                  exit_layer: int):
+        """See `TfText`."""
+        from tfspeed.speculation.tf_text import TfText
+        return TfText(self, prompt_tokens, new_tokens, widths, exit_layer)
 
     def _settings(self, sampling, batch, count):
         """Arguments of the sampler at token `count`: none where greedy."""
@@ -72,10 +81,10 @@ class TfFunctionEngine(Engine):
                 logits, state = self.model.step(tokens, state)
                 return choose(logits, *settings), state
 
-            self._functions[key] = self._compile(prefill), self._compile(step)
+            self._functions[key] = self.compiled(prefill), self.compiled(step)
         return self._functions[key]
 
-    def _compile(self, function):
+    def compiled(self, function):
         """Compiles for each replica, then for all of them together where there are several."""
         place = self.model.placement
         if place.exchanges:  # a function of one replica alone cannot wait for the others

@@ -82,6 +82,12 @@ class WorkersEngine(Engine):
     def profile(self, prompts):
         return self.inner.profile(prompts)
 
+    def start_counting(self):
+        self.inner.start_counting()
+
+    def counted(self):
+        return self.inner.counted()
+
     def serve(self) -> None:
         """Takes part in the chief's generations until it tells None."""
         while (request := self.member.tell()) is not None:

@@ -26,8 +26,8 @@ from tfspeed.litert import fused_plan
 
 SOURCES = Path(__file__).parent / "kernels"
 _FLAGS = ["-std=gnu11", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-fno-math-errno",
-          # Sums may be taken in any order, so that loops over them become vectors.
-          "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
+          # So that loops become vectors. Sums keep their order: see kernels/vectors.h.
+          "-fno-trapping-math", "-fno-signed-zeros"]
 
 
 def compilers() -> list[list[str]]:

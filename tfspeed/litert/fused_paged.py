@@ -32,7 +32,7 @@ class FusedPaged:
         self._tokens = aligned((texts, length), np.int32)
         self._control = aligned((control_size(texts, width),), np.int32)
         self._cache = aligned(*cache)  # pages that are never used take no memory
-        self._logits = aligned((texts, vocabulary), np.float32)
+        self._logits = aligned((texts, 1, vocabulary), np.float32)
         self._texts = self._control[CALL:].reshape(texts, TEXT + width)
         self._block = cache[0][4]
         self._control[[BLOCK, BLOCKS, WIDTH]] = self._block, cache[0][2], width
@@ -54,7 +54,7 @@ class FusedPaged:
         self._control[[TEXTS, ROWS]] = len(chunks), count
         self._control[LONGEST] = max(chunk.end for chunk in chunks)
         self._program.run(0)
-        return self._logits[:wanted]
+        return self._logits[:wanted, 0]
 
     def close(self) -> None:
         self._program.close()

@@ -11,7 +11,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
 from tfspeed.litert.panels import Blob, Matrix
-from tfspeed.memory import huge_pages
+from tfspeed.memory import aligned, huge_pages
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes
 
@@ -98,6 +98,17 @@ def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool) -> Fuse
                                bytes=blob.size, hint="Use fewer bits, or --engine=litert.")
     words = np.frombuffer(bytes(plan) + bytes(layers), np.int32)
     return FusedPlan(huge_pages([words, *(blob.array() for blob in (shared, *blobs))]))
+
+
+def first_layers(plan: FusedPlan, count: int) -> FusedPlan:
+    """The same weights, of `count` layers only: what comes after them is the final norm."""
+    words, shared, *blobs = plan.arrays
+    head, layer = SIZES
+    kept = bytearray(words.tobytes()[:head + count * layer])
+    _Plan.from_buffer(kept).layers = count
+    own = aligned((len(kept) // 4,), np.int32)
+    own[:] = np.frombuffer(kept, np.int32)
+    return FusedPlan([own, shared, *blobs[:count]])
 
 
 def _rope(c, rope, shared) -> _Rope:

@@ -29,7 +29,7 @@ class _Operator(ctypes.Structure):
     """`Operator` of kernels/operator.h."""
 
     _fields_ = [("threads", ctypes.c_int32), ("vocabulary", ctypes.c_int32),
-                ("all_logits", ctypes.c_int32), ("error", ctypes.c_int32),
+                ("logits", ctypes.c_int32), ("error", ctypes.c_int32),
                 ("seconds", ctypes.c_double * len(STAGES)), ("lock", ctypes.c_void_p),
                 ("unlock", ctypes.c_void_p)]
 
@@ -43,14 +43,14 @@ class FusedProgram:
     """A loaded file. Every signature takes and gives the arrays of `bind`.
 
     Args:
-        vocabulary, all_logits: what the operator's second output looks like.
+        vocabulary, logits: the operator's second output is `[texts, logits, vocabulary]`.
     """
 
-    def __init__(self, path, threads: int, vocabulary: int, all_logits: bool):
+    def __init__(self, path, threads: int, vocabulary: int, logits: int = 1):
         check_file(path)
         kernels = library()
         self._operator = _Operator(
-            threads=threads, vocabulary=vocabulary, all_logits=all_logits,
+            threads=threads, vocabulary=vocabulary, logits=logits,
             lock=ctypes.cast(litert().LiteRtLockTensorBuffer, ctypes.c_void_p),
             unlock=ctypes.cast(litert().LiteRtUnlockTensorBuffer, ctypes.c_void_p))
         if (ctypes.c_int32 * 3).in_dll(kernels, "tfspeed_sizes")[2] != ctypes.sizeof(_Operator):

@@ -27,11 +27,11 @@ class FusedSession:
         program: a signature for each of `sizes`, in that order.
         cache_type: shape and type of a cache of so many slots.
         length: tokens a row that a call takes at most.
-        all_logits: whether logits come after each token, for a text of `length` tokens.
+        logits: tokens of a text, its last ones in a call, that there is room for logits of.
     """
 
     def __init__(self, program: FusedProgram, plan: FusedPlan, cache_type: Callable, batch: int,
-                 length: int, sizes: list[int], vocabulary: int, all_logits: bool):
+                 length: int, sizes: list[int], vocabulary: int, logits: int = 1):
         self.program, self.sizes = program, sizes
         self._plan, self._cache_type = plan, cache_type
         self._tokens = aligned((batch, length), np.int32)
@@ -40,8 +40,7 @@ class FusedSession:
         self._control[[TEXTS, BLOCKS, WIDTH]] = batch, batch, 1
         self._texts = self._control[CALL:].reshape(batch, TEXT + 1)
         self._texts[:, TEXT] = np.arange(batch)
-        self._logits = aligned((batch, length, vocabulary) if all_logits else (batch, vocabulary),
-                               np.float32)
+        self._logits = aligned((batch, logits, vocabulary), np.float32)
         self._caches: dict[int, np.ndarray] = {}
         self._index, self._size = 0, sizes[0]
 
@@ -57,16 +56,41 @@ class FusedSession:
         self._size = next(size for size in self.sizes if size >= tokens.shape[1])
         length = self._tokens.shape[1]
         for at in range(0, tokens.shape[1], length):
-            self._run(tokens[:, at:at + length], last=at + length >= tokens.shape[1])
-        return self._logits
+            self._run(tokens[:, at:at + length], at + length >= tokens.shape[1])
+        return self._wanted(1)[:, 0]
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Reads one token a row, int32 `[batch]`; returns logits as `begin` does."""
-        if self._index == self._size:
+        return self.read(tokens[:, None])[:, 0]
+
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """Reads a few tokens a row, int32 `[batch, count]`, of which each gets the logits that
+        `step` would give it; returns those, `[batch, count, vocabulary]`, valid until the next
+        call."""
+        count = tokens.shape[1]
+        while self._index + count > self._size:
             self._grow()
-        self._texts[:, LAST] = self._index - self._texts[:, START].min()
-        self._run(tokens[:, None], last=True)
-        return self._logits
+        self._texts[:, LAST] = self._index + count - 1 - self._texts[:, START].min()
+        self._run(tokens, count)
+        return self._wanted(count)
+
+    @property
+    def filled(self) -> int:
+        """Tokens of a row that the cache holds, padding among them."""
+        return self._index
+
+    @property
+    def size(self) -> int:
+        """Slots of a row that the cache has now."""
+        return self._size
+
+    @property
+    def cache(self) -> np.ndarray:
+        return self._caches[self._size]
+
+    def take_back(self, filled: int) -> None:
+        """Forgets all tokens of a row but for the first `filled`."""
+        self._index = filled
 
     def profile(self, tokens: np.ndarray, starts: np.ndarray, steps: int) -> list[dict]:
         """`{name, calls, seconds}` of each stage in a greedy step after a prompt, the mean of
@@ -84,13 +108,18 @@ class FusedSession:
                  "seconds": (seconds - before[name]) / steps}
                 for name, seconds in self.program.seconds.items()]
 
-    def _run(self, tokens: np.ndarray, last: bool) -> None:
+    def _wanted(self, count: int) -> np.ndarray:
+        """The logits of a call that wanted `count` of each row: they lie behind each other."""
+        batch, _, vocabulary = self._logits.shape
+        return self._logits.reshape(-1, vocabulary)[:batch * count].reshape(batch, count, -1)
+
+    def _run(self, tokens: np.ndarray, wanted: int) -> None:
         count = tokens.shape[1]
         if self._size not in self._caches:
             self._bind()
         self._tokens.reshape(-1)[:tokens.size] = tokens.reshape(-1)
         self._control[[ROWS, BLOCK, LONGEST]] = tokens.size, self._size, self._index + count
-        self._texts[:, [SLOT, COUNT, WANTED]] = self._index, count, last
+        self._texts[:, [SLOT, COUNT, WANTED]] = self._index, count, wanted
         self.program.run(self.sizes.index(self._size))
         self._index += count
 

@@ -99,6 +99,7 @@ class Candidate:
     timings: list[metrics.Timing] = dataclasses.field(default_factory=list)
     tokens: np.ndarray | None = None
     steady: bool = True  # whether every timed generation gave these tokens
+    counted: dict = dataclasses.field(default_factory=dict)  # see `Engine.counted`
     quality: dict = dataclasses.field(default_factory=dict)
     gate: dict = dataclasses.field(default_factory=dict)
     profile: dict | None = None
@@ -207,11 +208,14 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
     for round_number in range(candidates[0].workload.repetitions + 1):
         for candidate in candidates[::-1 if round_number % 2 else 1]:
             collected: list = []
+            if round_number == 1:
+                candidate.engine.start_counting()
             with pinned(candidate.cores):
                 timing = time_generation(candidate.engine, candidate.prompts,
                                          candidate.workload.new_tokens, collect=collected)
             if round_number:
                 candidate.timings.append(timing)
+                candidate.counted = candidate.engine.counted()
             made = np.stack(collected, axis=1)
             if candidate.timings[1:]:
                 candidate.steady &= np.array_equal(made, candidate.tokens)
@@ -372,7 +376,7 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
         row |= {"step_bytes": step_bytes,
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}
-    row |= candidate.quality
+    row |= candidate.counted | candidate.quality
     if candidate.gate:
         row["gate"] = candidate.gate
     if candidate is not baseline and baseline.timings:

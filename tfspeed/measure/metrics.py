@@ -51,6 +51,11 @@ DEFINITIONS = {
                "interval; over 1 is faster",
     "profile": "where the time of one decode step goes, in seconds, calls and shares: `kinds` of "
                "operators, single `parts`, and the `source` of the times",
+    "tokens_per_pass": "with drafts: tokens generated a pass of the model, after the first; plain "
+                       "steps count",
+    "draft_acceptance": "drafted tokens that were right / drafted tokens",
+    "drafted_tokens": "how many tokens were drafted and verified, in all timed generations",
+    "draft_share": "share of the passes that verified a draft; the others were plain steps",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 NOISY = 0.05

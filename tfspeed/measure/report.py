@@ -103,6 +103,11 @@ _SPEED = {
     "GB/s": _number("achieved_gb_per_s"),
     "of limit": _number("roofline_fraction", "{:.0f} %", 100),
 }
+_DRAFTS = {  # shown where a row has them
+    "drafts accepted": _number("draft_acceptance", "{:.0f} %", 100),
+    "passes with draft": _number("draft_share", "{:.0f} %", 100),
+    "tokens a pass": _number("tokens_per_pass", "{:.2f}"),
+}
 _QUALITY = {
     "perplexity": _perplexity, "95 % interval": _perplexity_interval, "gate": _gate,
     "KL": _number("kl_divergence", "{:.2g}"),
@@ -143,11 +148,16 @@ def _table(rows: list[dict]) -> rich.table.Table:
                              box=rich.box.SIMPLE_HEAD)
     for row in rows:
         table.add_column(Text(label(row)), justify="right")
-    for columns in (_SPEED, _QUALITY):
+    for columns in _columns(rows):
         for name, show in columns.items():
             table.add_row(name, *(_cell(show(row)) for row in rows))
         table.add_section()
     return table
+
+
+def _columns(rows: list[dict]) -> list[dict]:
+    drafts = _DRAFTS if any("tokens_per_pass" in row for row in rows) else {}
+    return [_SPEED | drafts, _QUALITY]
 
 
 def _cell(text: str) -> Text:
@@ -158,7 +168,7 @@ def _cell(text: str) -> Text:
 def markdown(rows: list[dict]) -> str:
     """The same tables as Markdown."""
     lines = []
-    for columns in (_SPEED, _QUALITY):
+    for columns in _columns(rows):
         lines += ["| strategy | " + " | ".join(columns) + " |",
                   "|---|" + "---:|" * len(columns)]
         lines += [f"| {label(row)} | " + " | ".join(_bold(show(row)) for show in columns.values())

@@ -16,6 +16,8 @@ _SCALARS = {
     "quality/perplexity": "perplexity", "quality/perplexity_delta": "perplexity_delta",
     "quality/kl_divergence": "kl_divergence", "quality/top1_agreement": "top1_agreement",
     "quality/task_accuracy": "task_accuracy", "quality/task_agreement": "task_agreement",
+    "drafts/acceptance": "draft_acceptance", "drafts/share_of_passes": "draft_share",
+    "drafts/tokens_per_pass": "tokens_per_pass",
     "memory/weights_bytes": "weights_bytes", "memory/peak_rss_bytes": "peak_rss_bytes",
     "start/load_s": "load_s", "start/compile_s": "compile_s",
 }

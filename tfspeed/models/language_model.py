@@ -64,6 +64,7 @@ class LanguageModel:
         vocabulary_size, context_length: counts of tokens.
         tokenizer: a `Tokenizer`, or None (then prompts are token ids only).
         placement: where its functions run.
+        speculation: how drafts are made while it generates, a `Speculation`; None: not at all.
         notes: what a report must say about it, one sentence each.
         source: the file or folder that it came from, or None.
         reload: loads it once more as it was, in float32, whatever strategies have done to it;
@@ -74,6 +75,7 @@ class LanguageModel:
 
     pads = True
     reload = None
+    speculation = None
 
     def __init__(self, name: str, keras_model: keras.Model, vocabulary_size: int,
                  context_length: int, tokenizer=None, source=None, notes=()):

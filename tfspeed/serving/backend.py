@@ -85,6 +85,10 @@ def create(engine: str, model, cache_tokens: int = 0, max_rows: int = 32) -> Bac
     if max_rows < 1 or cache_tokens < 0:
         raise TfspeedError("Serving needs at least one row.", max_rows=max_rows,
                            cache_tokens=cache_tokens)
+    if model.speculation is not None:
+        raise TfspeedError("A server reads a token of each text in a step, and makes no drafts.",
+                           strategy="speculative", hint="Leave speculative out, or use "
+                           "scripts/run.py.")
     if not cache_tokens:
         config = getattr(model.keras_model, "config", None)
         token = config.cache_bytes(1, 1, 4) if hasattr(config, "cache_bytes") else 1

@@ -10,8 +10,7 @@
 // Inputs: tokens int32, of all texts behind each other; control int32: eight fields (see Step),
 // then a Text and its table for each; cache [layers, 2, blocks, kv_heads, block, dim]; plan; shared
 // blob; a blob a layer.
-// Outputs: the cache, the same memory; logits [texts that want some, vocabulary], or after every
-// token.
+// Outputs: the cache, the same memory; logits [tokens after which some are wanted, vocabulary].
 #include <time.h>
 
 #include "attention.h"
@@ -25,7 +24,7 @@ typedef struct {
   int32_t slot, count;  // of the first of its tokens here, how many they are
   int32_t start;        // the first slot that it uses: its position 0
   int32_t last;         // position of the last token of what it is read for
-  int32_t wanted;       // whether logits are, after its last token
+  int32_t wanted;       // after how many of its last tokens here logits are
   int32_t table[];
 } Text;
 
@@ -37,7 +36,7 @@ typedef struct {
   uint8_t *cache;
   float *logits;
   int texts, rows, timed, block, blocks, width, longest;  // control's fields; width: of a table
-  int all_logits, outputs;
+  int outputs;
   // Scratch.
   float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores, *thin;
   float *angles[2];  // [rows, 2, rotary / 2]: cos, sin
@@ -78,13 +77,8 @@ static void tick(Step *s, int thread, int stage) {
 
 static void norm(const Plan *p, const float *x, const float *scale, float *out) {
   int n = p->hidden;
-  float mean = 0, square = 0;
-  if (p->layer_norm) {
-    for (int i = 0; i < n; i++) mean += x[i];
-    mean /= n;
-  }
-  for (int i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-  float inverse = 1.0f / sqrtf(square / n + p->epsilon);
+  float mean = p->layer_norm ? sum_of(x, n) / n : 0;
+  float inverse = 1.0f / sqrtf(squares_of(x, mean, n) / n + p->epsilon);
   const float *bias = scale + n;
   for (int i = 0; i < n; i++) out[i] = (x[i] - mean) * inverse * scale[i] + bias[i];
 }
@@ -115,7 +109,7 @@ static void fill_normed(const Step *s, const void *scale, int m, float *out) {
   norm(s->plan, s->x + (size_t)m * up_to(s->plan->hidden, LANES), scale, out);
 }
 
-static void fill_last_normed(const Step *s, const void *scale, int i, float *out) {
+static void fill_wanted_normed(const Step *s, const void *scale, int i, float *out) {
   fill_normed(s, scale, s->wanted[i], out);
 }
 
@@ -210,9 +204,7 @@ static void turn(const Step *s, const Layer *layer, const uint8_t *blob, int m, 
   for (int i = p->dim; i < up_to(p->dim, LANES); i++) out[i] = 0;
   if (layer->head_scale >= 0) {
     const float *scale = (const float *)(blob + layer->head_scale) + (size_t)head * p->dim;
-    float square = 0;
-    for (int i = 0; i < p->dim; i++) square += out[i] * out[i];
-    float inverse = 1.0f / sqrtf(square / p->dim + p->epsilon);
+    float inverse = 1.0f / sqrtf(squares_of(out, 0, p->dim) / p->dim + p->epsilon);
     for (int i = 0; i < p->dim; i++) out[i] *= inverse * scale[i];
   }
   if (layer->rope < 0) return;
@@ -229,9 +221,10 @@ static void rotate(Step *s, int l, int thread, int threads) {
   const Layer *layer = &s->layers[l];
   int heads = layer->heads, all = heads + layer->kv_heads, dim = up_to(p->dim, LANES), from, to;
   size_t width = up_to((all + layer->kv_heads) * p->dim, LANES);
+  // A head after the other, so that threads rarely write to neighbouring slots of one.
   share(s->rows * all, thread, threads, &from, &to);
   for (int unit = from; unit < to; unit++) {
-    int m = unit / all, head = unit % all;
+    int m = unit % s->rows, head = unit / s->rows;
     const float *x = s->fused + m * width + (size_t)head * p->dim;
     float *out = s->turned + ((size_t)m * all + head) * dim;
     turn(s, layer, s->blobs[l], m, head, x, out);
@@ -403,8 +396,8 @@ static void block(Step *s, int l, int thread, int threads) {
 static void logits(Step *s, int thread, int threads) {
   const Plan *p = s->plan;
   int rows = s->outputs, from, to;
-  const Rows *in = prepare(s, s->all_logits ? fill_normed : fill_last_normed,
-                           s->shared + p->final_norm, rows, p->hidden, thread, threads);
+  const Rows *in = prepare(s, fill_wanted_normed, s->shared + p->final_norm, rows, p->hidden,
+                           thread, threads);
   in = through(s, &p->head_first, &p->head, s->shared, in, rows, HEAD, thread, threads);
   product(&p->head, s->shared, in, rows, s->logits, p->vocabulary, 0, 1, thread, threads);
   if (p->logit_softcap > 0) {
@@ -463,7 +456,7 @@ static int reserve(Step *s, int threads) {
   Rows own = rows_of(15, threads, 2 * widest);  // apart, so that no cache line is shared
   s->owner = scratch(20, sizeof(int32_t) * rows);
   s->first = scratch(21, sizeof(int32_t) * s->texts);
-  s->wanted = scratch(22, sizeof(int32_t) * s->texts);
+  s->wanted = scratch(22, sizeof(int32_t) * rows);
   for (int i = 0; i < 23; i++)
     if (!memory[i]) return 0;
   for (int t = 0; t < threads; t++)
@@ -480,9 +473,8 @@ static void lay_out(Step *s) {
     const Text *text = text_of(s, i);
     s->first[i] = row;
     for (int t = 0; t < text->count; t++) s->owner[row++] = i;
-    if (text->wanted) s->wanted[s->outputs++] = row - 1;
+    for (int t = text->wanted; t > 0; t--) s->wanted[s->outputs++] = row - t;
   }
-  if (s->all_logits) s->outputs = row;
 }
 
 #include "operator.h"

@@ -57,6 +57,9 @@ static void quantize(Rows *rows, int m, Ahead *next) {
 #define SIGNED4(w) (w)
 #endif
 
+// Bytes. Several tokens keep the processor busy for so long that it does not look far ahead itself.
+#define SOON 8192
+
 // A panel of integers by `count` tokens from row m on.
 INLINE void integer_tile(int kind, int count, const Matrix *w, const uint8_t *blob, int panel,
                          const Rows *in, int m, v16 *out) {
@@ -80,6 +83,7 @@ INLINE void integer_tile(int kind, int count, const Matrix *w, const uint8_t *bl
       if (kind == INT8) {
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
+          __builtin_prefetch(values + 64 * k + SOON, 0, 2);
           v64 four = SIGNED8(*(const v64 *)(values + 64 * k));
 #pragma GCC unroll 12
           for (int i = 0; i < count; i++)
@@ -88,6 +92,7 @@ INLINE void integer_tile(int kind, int count, const Matrix *w, const uint8_t *bl
       } else {
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
+          __builtin_prefetch(values + 64 * k + SOON, 0, 2);
           v64 both = *(const v64 *)(values + 64 * k);
           v64 low = SIGNED4(both & 15), high = SIGNED4((both >> 4) & 15);
 #pragma GCC unroll 12
@@ -107,37 +112,42 @@ INLINE void integer_tile(int kind, int count, const Matrix *w, const uint8_t *bl
   }
 }
 
-// A panel of floats or halves by `count` tokens; a single token has four sums to hide the latency.
-INLINE void float_tile(int kind, int count, const Matrix *w, const uint8_t *blob, int panel,
-                       const Rows *in, int m, v16 *out) {
-  int chains = count == 1 ? 4 : 1, k = 0;
-  size_t size = kind == FLOAT32 ? 4 : 2;
-  const uint8_t *values = blob + w->values + (size_t)panel * w->cols * LANES * size;
+// One or two panels of floats or halves by `count` tokens: out[panels, count]. A sum runs over the
+// columns in their order whatever the tile, so that what a token gets does not depend on how many
+// there are; the second panel hides the latency.
+INLINE void float_tile(int kind, int panels, int count, const Matrix *w, const uint8_t *blob,
+                       int panel, const Rows *in, int m, v16 *out) {
+  size_t size = kind == FLOAT32 ? 4 : 2, apart = (size_t)w->cols * LANES;
+  const uint8_t *values = blob + w->values + panel * apart * size;
   const float *x = in->x + (size_t)m * in->width;
-  v16 sum[12];
-  for (int i = 0; i < 12; i++) sum[i] = (v16){0};
-#define COLUMN(k, chain)                                                             \
-  v16 column = kind == FLOAT32 ? load16((const float *)values + (size_t)(k) * LANES)  \
-                               : load_half((const uint16_t *)values + (size_t)(k) * LANES); \
-  _Pragma("GCC unroll 12") for (int i = 0; i < count; i++)                           \
-      sum[i + (chain)] += column * x[(size_t)i * in->width + (k)];
-  for (; k + chains <= w->cols; k += chains) {
-#pragma GCC unroll 4
-    for (int c = 0; c < chains; c++) { COLUMN(k + c, c) }
-  }
-  for (; k < w->cols; k++) { COLUMN(k, 0) }
-#undef COLUMN
-  for (int c = 1; c < chains; c++) sum[0] += sum[c];
-  for (int i = 0; i < count; i++) out[i] = sum[i];
+  v16 sum[24];
+#pragma GCC unroll 24
+  for (int i = 0; i < panels * count; i++) sum[i] = (v16){0};
+  for (int k = 0; k < w->cols; k++)
+#pragma GCC unroll 2
+    for (int p = 0; p < panels; p++) {
+      size_t at = p * apart + (size_t)k * LANES;
+      __builtin_prefetch(values + at * size + SOON, 0, 2);
+      v16 column = kind == FLOAT32 ? load16((const float *)values + at)
+                                   : load_half((const uint16_t *)values + at);
+#pragma GCC unroll 12
+      for (int i = 0; i < count; i++)
+        sum[p * count + i] += column * x[(size_t)i * in->width + k];
+    }
+#pragma GCC unroll 24
+  for (int i = 0; i < panels * count; i++) out[i] = sum[i];
 }
 
 #define TILE(count)                                                                    \
-  static void tile_##count(const Matrix *w, const uint8_t *blob, int panel, const Rows *in, \
-                           int m, v16 *out) {                                          \
+  static void tile_##count(int panels, const Matrix *w, const uint8_t *blob, int panel, \
+                           const Rows *in, int m, v16 *out) {                          \
     if (w->kind == INT8) integer_tile(INT8, count, w, blob, panel, in, m, out);        \
     else if (w->kind == INT4) integer_tile(INT4, count, w, blob, panel, in, m, out);   \
-    else if (w->kind == FLOAT32) float_tile(FLOAT32, count, w, blob, panel, in, m, out); \
-    else float_tile(FLOAT16, count, w, blob, panel, in, m, out);                       \
+    else if (w->kind == FLOAT32 && panels == 2)                                        \
+      float_tile(FLOAT32, 2, count, w, blob, panel, in, m, out);                       \
+    else if (w->kind == FLOAT32) float_tile(FLOAT32, 1, count, w, blob, panel, in, m, out); \
+    else if (panels == 2) float_tile(FLOAT16, 2, count, w, blob, panel, in, m, out);   \
+    else float_tile(FLOAT16, 1, count, w, blob, panel, in, m, out);                    \
   }
 TILE(1)
 TILE(2)
@@ -164,30 +174,39 @@ static void look_ahead(const Matrix *w, const uint8_t *blob, int thread, int thr
   ahead[thread].end = at + (size < AHEAD ? size : AHEAD);
 }
 
+// Adds the bias to a tile of one panel, and puts it where it belongs.
+INLINE void put(const Matrix *w, const uint8_t *blob, int panel, int count, const v16 *tile,
+                float *out, size_t stride, int add, int exact) {
+  v16 bias = {0};
+  int width = w->rows - panel * LANES < LANES ? w->rows - panel * LANES : LANES;
+  if (w->bias >= 0) bias = load16((const float *)(blob + w->bias) + panel * LANES);
+  for (int i = 0; i < count; i++) {
+    float *to_row = out + i * stride + panel * LANES;
+    v16 value = tile[i] + bias;
+    if (add) value += load16(to_row);
+    if (exact) memcpy(to_row, &value, width * sizeof(float));
+    else store16(to_row, value);
+  }
+}
+
 // out[m, rows] = (add ? out : 0) + in[m, cols] @ w.T + bias, for one thread's share of panels.
 // Rows of `out` are `stride` apart and hold a whole number of panels unless `exact`.
 static void product(const Matrix *w, const uint8_t *blob, const Rows *in, int count, float *out,
                     size_t stride, int add, int exact, int thread, int threads) {
-  int from, to;
+  int from, to, panels;
   share(up_to(w->rows, LANES) / LANES, thread, threads, &from, &to);
-  for (int panel = from; panel < to; panel++) {
-    v16 bias = {0}, tile[12];
-    int width = w->rows - panel * LANES < LANES ? w->rows - panel * LANES : LANES;
-    if (w->bias >= 0) bias = load16((const float *)(blob + w->bias) + panel * LANES);
+  for (int panel = from; panel < to; panel += panels) {
+    v16 tile[24];
+    panels = w->kind <= FLOAT16 && to - panel >= 2 ? 2 : 1;
     for (int m = 0, done; m < count; m += done) {
       int left = count - m;
-      if (left >= 12 && WIDEST >= 12) tile_12(w, blob, panel, in, m, tile), done = 12;
-      else if (left >= 8 && WIDEST >= 8) tile_8(w, blob, panel, in, m, tile), done = 8;
-      else if (left >= 4 && WIDEST >= 4) tile_4(w, blob, panel, in, m, tile), done = 4;
-      else if (left >= 2) tile_2(w, blob, panel, in, m, tile), done = 2;
-      else tile_1(w, blob, panel, in, m, tile), done = 1;
-      for (int i = 0; i < done; i++) {
-        float *to_row = out + (m + i) * stride + panel * LANES;
-        v16 value = tile[i] + bias;
-        if (add) value += load16(to_row);
-        if (exact) memcpy(to_row, &value, width * sizeof(float));
-        else store16(to_row, value);
-      }
+      if (left >= 12 && WIDEST >= 12) tile_12(panels, w, blob, panel, in, m, tile), done = 12;
+      else if (left >= 8 && WIDEST >= 8) tile_8(panels, w, blob, panel, in, m, tile), done = 8;
+      else if (left >= 4 && WIDEST >= 4) tile_4(panels, w, blob, panel, in, m, tile), done = 4;
+      else if (left >= 2) tile_2(panels, w, blob, panel, in, m, tile), done = 2;
+      else tile_1(panels, w, blob, panel, in, m, tile), done = 1;
+      for (int p = 0; p < panels; p++)
+        put(w, blob, panel + p, done, tile + p * done, out + m * stride, stride, add, exact);
     }
   }
 }

@@ -12,7 +12,7 @@ enum { TOKENS, CONTROL, CACHE, PLAN, SHARED, BLOBS };
 
 // One for a loaded program. The first fields are shared with fused_runtime.py.
 typedef struct {
-  int32_t threads, vocabulary, all_logits, error;
+  int32_t threads, vocabulary, logits, error;  // logits: rows a text has room for
   double seconds[STAGES];
   LockBuffer lock;
   UnlockBuffer unlock;
@@ -26,11 +26,9 @@ static int initialize(void *self, const void *data, size_t size) {
 static int layouts(void *self, size_t inputs, const Layout *in, size_t outputs, Layout *out) {
   const Operator *op = self;
   if (inputs < BLOBS || outputs != 2) return 1;
-  int batch = in[TOKENS].dimensions[0], length = in[TOKENS].dimensions[1];
+  int batch = in[TOKENS].dimensions[0];
   out[0] = in[CACHE];
-  out[1] = (Layout){.rank_and_flags = 2, .dimensions = {batch, op->vocabulary}};
-  if (op->all_logits)
-    out[1] = (Layout){.rank_and_flags = 3, .dimensions = {batch, length, op->vocabulary}};
+  out[1] = (Layout){.rank_and_flags = 3, .dimensions = {batch, op->logits, op->vocabulary}};
   return 0;
 }
 
@@ -44,7 +42,7 @@ static int run_step(Operator *op, size_t inputs, void **in, void **out) {
                .blobs = (const uint8_t *const *)in + BLOBS, .cache = out[0], .logits = out[1],
                .texts = control[0], .rows = control[1], .timed = control[2], .block = control[3],
                .blocks = control[4], .width = control[5], .longest = control[6],
-               .all_logits = op->all_logits, .seconds = op->seconds};
+               .seconds = op->seconds};
   int threads = op->threads < MAX_THREADS ? op->threads : MAX_THREADS;
   pthread_mutex_lock(&pool.turn);
   int fits = reserve(&step, threads);

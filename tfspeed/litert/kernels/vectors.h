@@ -88,16 +88,40 @@ INLINE v16 abs16(v16 x) { return (v16)((v16i)x & 0x7fffffff); }
 // To the nearest integer, of two the even one, for |x| < 2^22: what is added leaves no fraction.
 INLINE v16i round16(v16 x) { return (v16i)(x + 12582912.0f) - 0x4b400000; }
 
+// Sums are taken in an order that is written here, never in one that the compiler chooses: a token
+// gets the same numbers whether it is read alone or with others.
 INLINE float sum16(v16 x) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += x[i];
-  return sum;
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  return x[0];
 }
 
 INLINE float most16(v16 x) {
-  float most = x[0];
-  for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
-  return most;
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
+  return x[0];
+}
+
+INLINE float sum_of(const float *x, int n) {
+  v16 sum = {0};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) sum += load16(x + i);
+  float total = sum16(sum);
+  for (; i < n; i++) total += x[i];
+  return total;
+}
+
+// Of the squares of what x is away from `mean`.
+INLINE float squares_of(const float *x, float mean, int n) {
+  v16 sum = {0};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    v16 away = load16(x + i) - mean;
+    sum += away * away;
+  }
+  float total = sum16(sum);
+  for (; i < n; i++) total += (x[i] - mean) * (x[i] - mean);
+  return total;
 }
 
 // e^x to two units in the last place; 0 below -87. (Cephes' polynomial.)
