@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from tfspeed.errors import TfspeedError
 from tfspeed.measure import bandwidth
 from tfspeed.measure import memory as memory_module
 from tfspeed.measure.environment import environment
@@ -31,6 +32,25 @@ def test_bandwidth_is_bytes_over_seconds(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(clock))
     assert bandwidth.read_bandwidth(2, SMALL) == pytest.approx(SMALL / 1e9)
+
+
+def test_every_byte_is_read_with_and_without_a_compiler(monkeypatch):
+    compiled = bandwidth._read()
+    monkeypatch.setattr(bandwidth, "small_library", refuse)
+    bandwidth._read.cache_clear()
+    plain = bandwidth._read()
+    bandwidth._read.cache_clear()
+    assert plain is np.bitwise_or.reduce
+    assert compiled is not plain
+    values = np.zeros(1001, np.uint64)
+    for at in (0, 15, 16, 500, 999, 1000):  # whole lines, and what is left behind them
+        values[:] = 0
+        values[at] = 1 << 40
+        assert compiled(values) == plain(values) == 1 << 40
+
+
+def refuse(*_):
+    raise TfspeedError("There is no compiler.")
 
 
 def test_peak_memory_sees_what_is_already_freed():

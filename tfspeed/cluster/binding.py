@@ -1,15 +1,11 @@
 """Keeps a worker's port on one address: TensorFlow's server knows no such option (see bind.c)."""
 
-import hashlib
 import ipaddress
 import os
-import subprocess
-import tempfile
 from pathlib import Path
 
-from tfspeed.cache import cache_folder
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.compiler import compilers, keep, ours
+from tfspeed.litert.compiler import small_library
 
 _SOURCE = Path(__file__).with_name("bind.c")
 ANYWHERE = "0.0.0.0"
@@ -39,24 +35,11 @@ def environment(bind: str, folder: Path) -> dict[str, str]:
 
 
 def _library(folder: Path) -> Path:
-    source = _SOURCE.read_bytes()
-    failure = ""
-    for command in compilers():
-        key = hashlib.sha256(source + "\0".join(command).encode()).hexdigest()[:16]
-        path = cache_folder() / "kernels" / f"bind-{key}.so"
-        if path.is_file() and ours(path.parent) and ours(path):
-            return path
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            made = Path(beside) / "bind.so"
-            done = subprocess.run([*command, "-O2", "-shared", "-fPIC", "-o", str(made),
-                                   str(_SOURCE), "-ldl"], capture_output=True, text=True)
-            if done.returncode == 0:
-                if keep(made, path):
-                    return path
-                return made.replace(folder / "bind.so")
-            failure = done.stderr.strip()[-300:]
-    raise TfspeedError(
-        "TensorFlow's server listens on every address of a machine; to hold it to one, a few "
-        "lines of C are compiled, and no C compiler did it.", cause=failure or "there is none",
-        hint="Install gcc or clang, or `pip install ziglang`; or, on a private network, give "
-             f"--bind={ANYWHERE}.")
+    try:
+        return small_library(_SOURCE, ["-O2"], folder)
+    except TfspeedError as error:
+        raise TfspeedError(
+            "TensorFlow's server listens on every address of a machine; to hold it to one, a few "
+            "lines of C are compiled, and no C compiler did it.", cause=str(error),
+            hint="Install gcc or clang, or `pip install ziglang`; or, on a private network, give "
+                 f"--bind={ANYWHERE}.") from error

@@ -79,6 +79,36 @@ def library() -> ctypes.CDLL:
                              if "_Float16" in said else "") + said[-300:])
 
 
+def small_library(source: Path, flags: list[str], folder: Path | None = None) -> Path:
+    """A file of a few lines of C, compiled once and kept.
+
+    Args:
+        folder: of the caller's own, where it goes if the cache cannot be written.
+
+    Raises:
+        TfspeedError: there is no compiler, or every one fails, or nothing can be written.
+    """
+    failure = "there is no C compiler"
+    for command in compilers():
+        key = hashlib.sha256("\0".join([*command, *flags, _processor()]).encode()
+                             + source.read_bytes()).hexdigest()[:16]
+        path = _folder() / f"{source.stem}-{key}.so"
+        if path.is_file() and ours(path.parent) and ours(path):
+            return path
+        with tempfile.TemporaryDirectory(dir=folder) as beside:
+            made = Path(beside) / f"{source.stem}.so"
+            done = subprocess.run([*command, *flags, "-shared", "-fPIC", "-o", str(made),
+                                   str(source), "-ldl"], capture_output=True, text=True)
+            if done.returncode == 0:
+                if keep(made, path):
+                    return path
+                if folder is not None:
+                    return made.replace(folder / made.name)
+            failure = done.stderr.strip()[-300:] or "its folder cannot be written"
+    raise TfspeedError(f"{source.name} could not be compiled.", cause=failure,
+                       hint="Install gcc or clang, or `pip install ziglang`.")
+
+
 def _folder() -> Path:
     return cache_folder() / "kernels"
 
