@@ -9,6 +9,7 @@ import rich.console
 import strategies
 from tfspeed import answers_job, cli, cluster_job, engines, gate
 from tfspeed.affinity import check_cores
+from tfspeed.dataflow.pipeline import PipelineEngine
 from tfspeed.devices import available_cores, set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.engines.workers import WorkersEngine
@@ -115,7 +116,7 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
-    if isinstance(candidates[-1].engine, WorkersEngine):
+    if isinstance(candidates[-1].engine, WorkersEngine | PipelineEngine):
         candidates[0].notes.append(cluster_job.WAITING)
 
 

@@ -82,6 +82,14 @@ def test_a_slow_link_leaves_all_on_one_processor():
     assert len(set(heft.mapping(problem))) == 1
 
 
+def test_stages_in_the_order_of_the_processors():
+    problem = Problem([[1, 1], [1, 1], [4, 1]], {(0, 1): 1, (1, 2): 1})
+    assert problem.period(chain.stages(problem, ordered=True)) == 2
+    turned = Problem(problem.costs[:, ::-1], problem.edges)
+    assert turned.period(chain.stages(turned)) == 2
+    assert chain.stages(turned, ordered=True, exactly=True) == [0, 0, 1]
+
+
 def test_many_processors_keep_their_order():
     problem = Problem(np.ones((32, 8)), {(i, i + 1): 1 for i in range(31)})
     assert chain.stages(problem, exactly=True) == [i // 4 for i in range(32)]

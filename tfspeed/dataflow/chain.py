@@ -6,7 +6,6 @@ different (the chains-on-chains problem, Bokhari 1988, with transfers).
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,12 +16,13 @@ _ANY_ORDER = 6  # processors; of more, stages take the first to the last in thei
 
 
 def stages(problem: Problem, limits: Problem | None = None, limit: float = float("inf"),
-           exactly: bool = False) -> list[int] | None:
+           exactly: bool = False, ordered: bool = False) -> list[int] | None:
     """A mapping with the least period among those of contiguous stages, each processor used once.
 
     Args:
         limits: the same chain with other costs, under which no stage may take more than `limit`.
         exactly: whether all processors must have a stage; else some may be left without.
+        ordered: whether stages take processors in their order, as they do where there are many.
 
     Returns:
         The processor of each node; None where `limit` allows no mapping.
@@ -34,6 +34,7 @@ def stages(problem: Problem, limits: Problem | None = None, limit: float = float
     if exactly and problem.processors > count:
         raise TfspeedError("There are more processors than nodes for them.", nodes=count,
                            processors=problem.processors)
+    ordered = ordered or problem.processors > _ANY_ORDER
     kinds = [problem] if limits is None else [problem, limits]
     sums = [np.vstack([np.zeros(k.processors), np.cumsum(k.costs, 0)]) for k in kinds]
 
@@ -49,9 +50,8 @@ def stages(problem: Problem, limits: Problem | None = None, limit: float = float
         if not (exactly and free) and (limits is None
                                        or cost(1, begin, count, processor, None) <= limit):
             found = cost(0, begin, count, processor, None), count, None
-        for following in free if problem.processors <= _ANY_ORDER else free[:1]:
-            left = tuple(p for p in free if p != following) \
-                if problem.processors <= _ANY_ORDER else free[1:]
+        for following in free[:1] if ordered else free:
+            left = tuple(p for p in free if p != following)
             for end in range(begin + 1, count):
                 if cost(0, begin, end, processor, None) >= found[0] or (
                         limits is not None and cost(1, begin, end, processor, None) > limit):
@@ -65,8 +65,8 @@ def stages(problem: Problem, limits: Problem | None = None, limit: float = float
         return found
 
     everyone = range(problem.processors)
-    starts = everyone if problem.processors <= _ANY_ORDER else (0,)
-    first = min(starts, key=lambda p: best(0, p, tuple(q for q in everyone if q != p))[0])
+    first = min((0,) if ordered else everyone,
+                key=lambda p: best(0, p, tuple(q for q in everyone if q != p))[0])
     mapping, begin, processor = [], 0, first
     free = tuple(q for q in everyone if q != first)
     if best(0, processor, free)[1] is None:
@@ -76,31 +76,41 @@ def stages(problem: Problem, limits: Problem | None = None, limit: float = float
         mapping += [processor] * (end - begin)
         if following is None:
             return mapping
-        begin, processor, free = end, following, tuple(
-            p for p in free if p != following) if problem.processors <= _ANY_ORDER else free[1:]
+        begin, processor = end, following
+        free = tuple(p for p in free if p != following)
 
 
-def two_phases(first: Problem, second: Problem, exactly: bool = False) -> list[int]:
+def two_phases(first: Problem, second: Problem, exactly: bool = False,
+               ordered: bool = False) -> list[int]:
     """The mapping with the least sum of both periods, for work in two phases (prefill, then decode)
     on the same stages. Exact: for every period that the first phase may have, the least of the
-    second."""
-    sums = np.vstack([np.zeros(first.processors), np.cumsum(first.costs, 0)])
-    periods = set()
-    for end in range(1, first.nodes + 1):
+    second; those that cannot win are left out."""
+    found = [stages(problem, exactly=exactly, ordered=ordered) for problem in (first, second)]
+    least_first, least_second = first.period(found[0]), second.period(found[1])
+
+    def total(mapping):
+        return first.period(mapping) + second.period(mapping)
+
+    best = min(found, key=total)
+    for limit in _periods(first):
+        if limit < least_first:
+            continue
+        if limit + least_second >= total(best):
+            break
+        mapping = stages(second, first, limit * (1 + 1e-9), exactly, ordered)
+        if mapping is not None:
+            best = min(best, mapping, key=total)
+    return best
+
+
+def _periods(problem: Problem) -> list[float]:
+    """What a stage may cost, each once, the smallest first."""
+    sums = np.vstack([np.zeros(problem.processors), np.cumsum(problem.costs, 0)])
+    several, found = range(problem.processors), set()
+    for end in range(1, problem.nodes + 1):
         for begin in range(end):
-            for p in range(first.processors):
+            for p in several:
                 spent = sums[end, p] - sums[begin, p]
-                periods |= {spent} if end == first.nodes else {
-                    spent + first.sending(end - 1, p, q) for q in range(first.processors) if q != p}
-    found, least = None, float("inf")
-    for limit in sorted(periods):
-        if limit >= least:
-            break  # the second phase takes some time too
-        mapping = stages(second, first, limit * (1 + 1e-9), exactly)
-        if mapping is not None and (total := _sum(first, second, mapping)) < least:
-            found, least = mapping, total
-    return found if found is not None else stages(second, exactly=exactly)
-
-
-def _sum(first: Problem, second: Problem, mapping: Sequence[int]) -> float:
-    return first.period(mapping) + second.period(mapping)
+                found |= {spent} if end == problem.nodes else {
+                    spent + problem.sending(end - 1, p, q) for q in several if q != p}
+    return sorted(found)

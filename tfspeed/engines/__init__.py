@@ -49,6 +49,7 @@ def check_profiled(name: str) -> None:
 def create(name: str, model) -> Engine:
     """Returns the engine called `name` over a `LanguageModel`. Imported only when asked for."""
     check(name)
+    _check_whole(name, model.placement)
     if model.placement.engine is not None:
         alone = copy.copy(model)
         alone.placement = model.placement.inside()
@@ -56,13 +57,19 @@ def create(name: str, model) -> Engine:
     return _create(name, model)
 
 
-def _create(name: str, model) -> Engine:
-    kind, _, weights = name.partition(":")
-    if model.placement.exchanges and kind in _PACKED:
+def _check_whole(name: str, placement) -> None:
+    """Refuses an engine that needs all weights where they are spread."""
+    kind = name.partition(":")[0]
+    if placement.exchanges and kind in _PACKED:
         raise TfspeedError(f"The engine {kind} runs a whole model on one device, and the weights "
                            "of this one are spread over several.", engine=name,
-                           devices=list(model.placement.devices),
-                           hint="Use --engine=xla or graph, or leave tensor_parallel out.")
+                           devices=list(placement.devices),
+                           hint="Use --engine=xla or graph, or leave the strategy out that "
+                                "spreads them.")
+
+
+def _create(name: str, model) -> Engine:
+    kind, _, weights = name.partition(":")
     if kind == "litert":
         return _litert(model, weights or "float32")
     if kind == "fused":

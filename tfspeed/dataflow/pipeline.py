@@ -1,0 +1,207 @@
+"""An engine that runs a decoder as a pipeline of stages, each with the KV caches of its layers.
+
+The rows of a batch are split into groups, at least as many as there are stages; while one group is
+in the second stage, the next one is in the first. Prompts go through a few rows at a time, then
+each group's tokens, one step after the other. The first stage leads: it sends what is ready, as
+long as not too much is under way, and takes tokens that come back.
+
+Who has which layers is decided by the first batch: layers, head and links are timed in its shapes,
+on each worker, and `plan` maps them. Then a worker lets go of the layers of others.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tfspeed.dataflow import plan, ring, stream, timing
+from tfspeed.dataflow.stage import Stage
+from tfspeed.dataflow.stream import Stream, Work
+from tfspeed.engines.base import Engine
+from tfspeed.errors import TfspeedError
+
+DEPTH = 2  # messages under way for each stage
+
+
+class PipelineEngine(Engine):
+    """The leader calls `generate` and `score`, other workers `serve`.
+
+    Args:
+        inner: the engine of one device: `graph` or `xla`.
+        stages: a `ring.Threads` or `ring.Workers`.
+        microbatches: groups of rows; 0: one a stage.
+
+    Attributes:
+        plans: a `StagePlan` for each stage, once there was a batch.
+    """
+
+    def __init__(self, inner: Engine, stages, microbatches: int):
+        self._jit_compile, self._ring = inner.jit_compile, stages
+        super().__init__(inner.name, inner.model)
+        self.microbatches = microbatches or stages.count
+        self.plans: list[plan.StagePlan] = []
+        self.links = None
+        self._stages: list[Stage | None] = []
+        self._busy = False
+
+    @property
+    def traces(self):
+        return sum(stage.traces for stage in self._stages if stage)
+
+    @traces.setter
+    def traces(self, value):
+        """Each stage counts its own."""
+
+    @property
+    def devices(self):
+        return self._ring.names
+
+    @property
+    def row_shares(self):
+        return 1
+
+    def step_bytes(self, batch, context):
+        groups = min(batch, self.microbatches)
+        return self.model.step_bytes(batch, context) + (groups - 1) * self.model.step_bytes(0, 0)
+
+    def score(self, tokens):
+        tokens = np.asarray(tokens, np.int32)
+        if not self.plans:
+            self._map(stream.work_of([[0] * tokens.shape[1]], 2, 1))
+        self._start()
+        try:
+            return self._round({"kind": "score"}, [tokens])[0]
+        finally:
+            self._end()
+
+    def seconds(self) -> list[dict[str, list[float]]]:
+        """Of each stage's calls so far, by kind."""
+        self._ring.tell({"do": "seconds"})
+        return self._seconds()
+
+    def serve(self) -> None:
+        """Takes part until the leader tells None."""
+        while (request := self._ring.tell()) is not None:
+            if request["do"] == "map":
+                self._mapped(Work(**request["work"]))
+            elif request["do"] == "seconds":
+                self._seconds()
+            else:
+                ring.serve(self._stages[self._ring.index], self._ring.inbox, self._ring.outbox)
+
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens):
+        work = stream.work_of(prompts, new_tokens, self.microbatches)
+        if not self.plans:
+            self._map(work)
+        flow = Stream(prompts, work, sampling, stop_tokens)
+        self._start()
+        try:
+            yield from self._drive(flow)
+        finally:
+            self._end()
+
+    def _drive(self, flow: Stream):
+        stage, inbox, outbox = self._stages[0], self._ring.inbox, self._ring.outbox
+        under_way = 0
+        for column in flow.columns():
+            if column is not None:
+                yield column
+                continue
+            send = flow.ready and under_way < DEPTH * self._ring.count
+            if send:
+                outbox.put(*stage(*flow.ready.popleft()))
+                under_way += 1
+            if not send or inbox.waits:
+                header, arrays = self._answer()
+                flow.take(header, arrays[0])
+                under_way -= 1
+
+    def _answer(self) -> tuple[dict, list]:
+        header, arrays = self._ring.inbox.get()
+        if header["kind"] == ring.FAILED:
+            raise arrays[0]
+        return header, arrays
+
+    def _round(self, header: dict, arrays: list) -> list:
+        """What a message has become once it has gone round."""
+        if header["kind"] != ring.ECHO:
+            header, arrays = self._stages[0](header, arrays)
+        self._ring.outbox.put(header, arrays)
+        return self._answer()[1]
+
+    def _start(self) -> None:
+        if self._busy:
+            raise TfspeedError("A pipeline runs one generation at a time.",
+                               hint="Close the other one first.")
+        self._busy = True
+        self._ring.start(self._stages)
+
+    def _end(self) -> None:
+        """What is under way is waited for, and dropped."""
+        try:
+            self._ring.outbox.put({"kind": ring.END})
+            while self._ring.inbox.get()[0]["kind"] != ring.END:
+                pass
+            self._stages[0].forget()
+            self._ring.ended()
+        finally:
+            self._busy = False
+
+    def _map(self, work: Work) -> None:
+        self._ring.tell({"do": "map", "work": dataclasses.asdict(work)})
+        self._mapped(work)
+
+    def _mapped(self, work: Work) -> None:
+        """Times this worker's processor and the links, and keeps the layers of its stages."""
+        decoder, team = self.model.keras_model, self._ring
+        shapes = timing.Shapes(work.rows, work.piece, work.length, work.capacity)
+        measured = timing.node_seconds(decoder, shapes, self._jit_compile)
+        measured = team.share({name: values.tolist() for name, values in measured.items()})
+        measured = [{name: np.array(values) for name, values in m.items()} for m in measured]
+        self.links = self._timed_links()
+        hidden = decoder.config.hidden_dim * tf.as_dtype(decoder.compute_dtype).size
+        self.plans = plan.make(measured, self.links, work, hidden)
+        self._stages = [self._stage(i, decoder) for i in range(team.count)]
+        if isinstance(team, ring.Workers):
+            self.model.keras_model = self._stages[team.index].decoder
+        self.notes = notes(self)
+
+    def _timed_links(self):
+        team = self._ring
+        made = None
+        if team.index == 0:
+            team.start([None] * team.count)
+            try:
+                made = timing.link(lambda data: self._round({"kind": ring.ECHO}, [data]),
+                                   team.count)
+            finally:
+                team.outbox.put({"kind": ring.END})
+                team.inbox.get()
+                team.ended()
+        else:
+            team.tell()
+            ring.serve(None, team.inbox, team.outbox)
+        told = team.share(dataclasses.asdict(made) if made else None)[0]
+        return timing.Links(**told)
+
+    def _stage(self, i: int, decoder) -> Stage | None:
+        """A stage that runs in this process."""
+        if isinstance(self._ring, ring.Workers) and i != self._ring.index:
+            return None
+        return Stage(self.plans[i].decoder(decoder), self._jit_compile)
+
+    def _seconds(self) -> list[dict]:
+        own = {i: dict(stage.seconds) for i, stage in enumerate(self._stages) if stage}
+        told = self._ring.share({str(i): seconds for i, seconds in own.items()})
+        return [told[i].get(str(i), {}) for i in range(self._ring.count)]
+
+
+def notes(engine: PipelineEngine) -> list[str]:
+    """What a report must say."""
+    plans = engine.plans
+    return [
+        f"A pipeline of {len(plans)} stages, mapped to the first batch: "
+        + "; ".join(f"{name}: {p.content}"
+                    for name, p in zip(engine.devices, plans, strict=True)) + ".",
+        f"Rows are split into up to {engine.microbatches} groups, which take turns; a single row "
+        "passes one stage after the other, and is no faster than on one device."]

@@ -1,0 +1,93 @@
+"""What the parts of a decoder cost on this processor, by running them; and what a link costs."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfspeed.dataflow.problem import Links
+from tfspeed.dataflow.stage import Stage, StageDecoder
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.pieces import kind_of
+
+_MOST = 4  # blocks that are timed together
+_SECONDS, _LEAST, _LARGEST = 0.4, 5, 30  # of repetitions
+_SIZES = 4 << 10, 4 << 20  # bytes of messages that a link is timed with
+
+
+class Shapes:
+    """Those of the work that is timed: a microbatch of `rows` decodes in caches of `capacity`
+    slots, after prompts of `length` tokens that were read `piece` rows at a time."""
+
+    def __init__(self, rows: int, piece: int, length: int, capacity: int):
+        self.rows, self.piece, self.length, self.capacity = rows, piece, length, capacity
+
+
+def node_seconds(decoder: Decoder, shapes: Shapes, jit_compile: bool) -> dict[str, np.ndarray]:
+    """Seconds of embedding, each block, head: float64 `[layers + 2]` for `prefill` and `step`; and
+    those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
+
+    A block costs what several of its kind take longer than one does, so that neither what a call
+    costs is counted for each, nor all of them find their weights in a cache.
+    """
+    kinds: dict = {}
+    for i, block in enumerate(decoder.blocks):
+        kind = kind_of(block), decoder.config.window(i), decoder.config.layer_rope(i)
+        kinds.setdefault(kind, []).append(i)
+    found = {name: np.zeros(len(decoder.blocks) + 2) for name in ("prefill", "step")}
+    calls: dict = {"prefill": [], "step": []}
+    for members in kinds.values():
+        several = members[:_MOST] if len(members) > 1 else members * 3
+        one = _seconds(decoder, members[:1], False, False, shapes, jit_compile)
+        more = _seconds(decoder, several, False, False, shapes, jit_compile)
+        for name, values in found.items():
+            cost = max(0.0, (more[name] - one[name]) / (len(several) - 1))
+            values[[i + 1 for i in members]] = cost
+            calls[name].append(max(0.0, one[name] - cost))
+    for at, first, last in ((0, True, False), (-1, False, True)):
+        made = _seconds(decoder, [], first, last, shapes, jit_compile)
+        for name, values in found.items():
+            values[at] = max(0.0, made[name] - min(calls[name]))
+    return found | {f"{name}_call": np.array([np.mean(values)]) for name, values in calls.items()}
+
+
+def _seconds(decoder, layers, first, last, shapes: Shapes, jit_compile) -> dict[str, float]:
+    stage = Stage(StageDecoder(decoder, layers, first, last), jit_compile)
+
+    def values(rows, length):
+        if first:
+            return np.zeros((rows, length), np.int32)
+        return np.full((rows, length, decoder.config.hidden_dim), 0.1,
+                       tf.as_dtype(decoder.compute_dtype).as_numpy_dtype)
+
+    header = {"group": 0, "capacity": shapes.capacity, "sampling": None}
+
+    def prefill(rows):
+        stage.forget()
+        stage(header | {"kind": "prefill"}, [values(rows, shapes.length),
+                                             np.full(rows, shapes.length, np.int32)])
+
+    made = {"prefill": _median(lambda: prefill(shapes.piece))}
+    if shapes.piece != shapes.rows:
+        prefill(shapes.rows)
+    return made | {"step": _median(
+        lambda: stage(header | {"kind": "step"}, [values(shapes.rows, 1)]))}
+
+
+def _median(call: Callable[[], None]) -> float:
+    call()  # compiles
+    spent: list[float] = []
+    while len(spent) < _LEAST or (sum(spent) < _SECONDS and len(spent) < _LARGEST):
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return float(np.median(spent))
+
+
+def link(round_trip: Callable[[np.ndarray], None], hops: int) -> Links:
+    """What one of `hops` links of a ring costs, from messages that go all the way round."""
+    small, large = (_median(lambda size=size: round_trip(np.zeros(size, np.uint8))) / hops
+                    for size in _SIZES)
+    per_byte = max(1e-12, (large - small) / (_SIZES[1] - _SIZES[0]))
+    return Links(max(0.0, small - _SIZES[0] * per_byte), 1 / per_byte)
