@@ -10,9 +10,9 @@ on each worker, and `plan` maps them. Then a worker lets go of the layers of oth
 """
 
 import dataclasses
+import time
 
 import numpy as np
-import tensorflow as tf
 
 from tfspeed.dataflow import plan, ring, stream, timing
 from tfspeed.dataflow.stage import Stage
@@ -33,6 +33,9 @@ class PipelineEngine(Engine):
 
     Attributes:
         plans: a `StagePlan` for each stage, once there was a batch.
+        calls: what a call takes, in words, by kind.
+        chains, operators: of the leader, see `plan.chains`; nodes have the seconds measured here.
+        wall_s: of all generations since `seconds` was asked for.
     """
 
     def __init__(self, inner: Engine, stages, microbatches: int):
@@ -40,7 +43,9 @@ class PipelineEngine(Engine):
         super().__init__(inner.name, inner.model)
         self.microbatches = microbatches or stages.count
         self.plans: list[plan.StagePlan] = []
-        self.links = None
+        self.calls: dict[str, str] = {}
+        self.chains, self.operators = {}, None
+        self.wall_s = 0.0
         self._stages: list[Stage | None] = []
         self._busy = False
 
@@ -75,7 +80,8 @@ class PipelineEngine(Engine):
             self._end()
 
     def seconds(self) -> list[dict[str, list[float]]]:
-        """Of each stage's calls so far, by kind."""
+        """Of each stage's calls since this was asked last, by kind."""
+        self.wall_s = 0.0
         self._ring.tell({"do": "seconds"})
         return self._seconds()
 
@@ -94,11 +100,13 @@ class PipelineEngine(Engine):
         if not self.plans:
             self._map(work)
         flow = Stream(prompts, work, sampling, stop_tokens)
+        start = time.perf_counter()
         self._start()
         try:
             yield from self._drive(flow)
         finally:
             self._end()
+            self.wall_s += time.perf_counter() - start
 
     def _drive(self, flow: Stream):
         stage, inbox, outbox = self._stages[0], self._ring.inbox, self._ring.outbox
@@ -154,13 +162,21 @@ class PipelineEngine(Engine):
     def _mapped(self, work: Work) -> None:
         """Times this worker's processor and the links, and keeps the layers of its stages."""
         decoder, team = self.model.keras_model, self._ring
-        shapes = timing.Shapes(work.rows, work.piece, work.length, work.capacity)
-        measured = timing.node_seconds(decoder, shapes, self._jit_compile)
+        sizes = None
+        if team.index == 0:
+            self.chains, self.operators = plan.chains(decoder, work)
+            sizes = {kind: [made.edges[i, i + 1] for i in range(len(made.nodes) - 1)]
+                     for kind, made in self.chains.items()}
+        sizes = team.share(sizes)[0]
+        measured = timing.node_seconds(decoder, work, self._jit_compile)
         measured = team.share({name: values.tolist() for name, values in measured.items()})
-        measured = [{name: np.array(values) for name, values in m.items()} for m in measured]
-        self.links = self._timed_links()
-        hidden = decoder.config.hidden_dim * tf.as_dtype(decoder.compute_dtype).size
-        self.plans = plan.make(measured, self.links, work, hidden)
+        measured = timing.evened([{name: np.array(values) for name, values in m.items()}
+                                  for m in measured])
+        for kind, made in self.chains.items():
+            for node, seconds in zip(made.nodes, measured[0][kind], strict=True):
+                node.seconds = seconds
+        self.plans = plan.make(measured, sizes, self._timed_links(), work)
+        self.calls = {"prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
         self._stages = [self._stage(i, decoder) for i in range(team.count)]
         if isinstance(team, ring.Workers):
             self.model.keras_model = self._stages[team.index].decoder
@@ -191,8 +207,10 @@ class PipelineEngine(Engine):
         return Stage(self.plans[i].decoder(decoder), self._jit_compile)
 
     def _seconds(self) -> list[dict]:
-        own = {i: dict(stage.seconds) for i, stage in enumerate(self._stages) if stage}
-        told = self._ring.share({str(i): seconds for i, seconds in own.items()})
+        own = {str(i): dict(stage.seconds) for i, stage in enumerate(self._stages) if stage}
+        told = self._ring.share(own)
+        for stage in filter(None, self._stages):
+            stage.seconds.clear()
         return [told[i].get(str(i), {}) for i in range(self._ring.count)]
 
 

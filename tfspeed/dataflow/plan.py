@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from tfspeed.dataflow import chain
+from tfspeed.dataflow.graph import Graph, decoder_chain, trace
 from tfspeed.dataflow.problem import Links, Problem
 from tfspeed.dataflow.stage import StageDecoder
 from tfspeed.models.decoder import Decoder
@@ -28,8 +30,9 @@ class StagePlan:
     """Nodes [begin, end) of the chain: embedding, a block a layer, head.
 
     Attributes:
-        seconds: predicted, of a call by kind, `prefill` or `step`.
+        seconds: expected, of a call by kind, `prefill` or `step`, without sending.
         sent: bytes to the next stage, of a call by kind.
+        sending: seconds that they take.
     """
 
     begin: int
@@ -37,6 +40,7 @@ class StagePlan:
     layers: int
     seconds: dict[str, float]
     sent: dict[str, int]
+    sending: dict[str, float]
 
     @property
     def blocks(self) -> range:
@@ -62,33 +66,55 @@ class StagePlan:
         return StageDecoder(whole, self.blocks, self.first, self.last)
 
 
-def make(measured: list[dict], links: Links, work: Work, hidden_bytes: int) -> list[StagePlan]:
+def chains(decoder: Decoder, work: Work) -> tuple[dict[str, Graph], tf.Graph]:
+    """The graphs of a call by kind, contracted, and TensorFlow's own of a step."""
+    def prefill(tokens, lengths):
+        state = decoder.initial_state(tokens.shape[0], work.capacity)
+        return decoder.logits(decoder.forward(tokens, lengths, state)[0][:, -1])
+
+    def step(tokens, lengths, state):
+        return decoder.logits(decoder.forward(tokens, lengths, state)[0][:, -1])
+
+    def shapes(rows, length):
+        return tf.TensorSpec((rows, length), tf.int32), tf.TensorSpec((rows,), tf.int32)
+
+    state = tf.nest.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype),
+        tf.function(lambda: decoder.initial_state(work.rows, work.capacity))
+        .get_concrete_function().structured_outputs)
+    reading, _ = trace(prefill, *shapes(work.piece, work.length))
+    stepping, operators = trace(step, *shapes(work.rows, 1), state)
+    count = len(decoder.blocks)
+    return {"prefill": decoder_chain(reading, count),
+            "step": decoder_chain(stepping, count)}, operators
+
+
+def make(measured: list[dict], sizes: dict[str, list[int]], links: Links,
+         work: Work) -> list[StagePlan]:
     """A stage for each processor, in their order: the sum of the slowest stage's prefill and the
     slowest stage's decode, of all `work`, is as small as can be.
 
     Args:
         measured: of each processor, `timing.node_seconds`.
-        hidden_bytes: of one token's hidden state.
+        sizes: bytes from each node to the next, by kind of call.
     """
     nodes = len(measured[0]["step"])
-    sizes = {"prefill": work.piece * work.length * hidden_bytes, "step": work.rows * hidden_bytes}
     calls = {"prefill": work.groups * work.rows // work.piece,
              "step": work.groups * (work.new_tokens - 1)}
     problems = {}
-    for kind, size in sizes.items():
-        # All calls of a batch; a chain of one call would give the two phases the same weight.
-        every = Links(links.latency_s * calls[kind], links.bytes_per_s)
+    for kind, edges in sizes.items():  # of all calls of the batch
         problems[kind] = Problem(
             np.stack([m[kind] for m in measured], 1) * calls[kind],
-            {(i, i + 1): size * calls[kind] for i in range(nodes - 1)}, every)
+            {(i, i + 1): size * calls[kind] for i, size in enumerate(edges)},
+            Links(links.latency_s * calls[kind], links.bytes_per_s))
     mapping = chain.two_phases(problems["prefill"], problems["step"], exactly=True, ordered=True)
     made = []
-    for p in range(len(measured)):
+    for p, own in enumerate(measured):
         begin, end = mapping.index(p), nodes - mapping[::-1].index(p)
-        last = end == nodes
-        sent = {kind: 4 * (work.piece if kind == "prefill" else work.rows) if last else size
-                for kind, size in sizes.items()}
-        seconds = {kind: float(measured[p][kind][begin:end].sum() + measured[p][f"{kind}_call"][0]
-                               + links.seconds(sent[kind])) for kind in sizes}
-        made.append(StagePlan(begin, end, nodes - 2, seconds, sent))
+        tokens = {"prefill": work.piece, "step": work.rows}
+        sent = {kind: sizes[kind][end - 1] if end < nodes else 4 * tokens[kind] for kind in sizes}
+        made.append(StagePlan(
+            begin, end, nodes - 2,
+            {kind: float(own[kind][begin:end].sum() + own[f"{kind}_call"][0]) for kind in sizes},
+            sent, {kind: links.seconds(size) for kind, size in sent.items()}))
     return made

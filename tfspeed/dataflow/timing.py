@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfspeed.dataflow.plan import Work
 from tfspeed.dataflow.problem import Links
 from tfspeed.dataflow.stage import Stage, StageDecoder
 from tfspeed.models.decoder import Decoder
@@ -13,20 +14,13 @@ from tfspeed.models.pieces import kind_of
 
 _MOST = 4  # blocks that are timed together
 _SECONDS, _LEAST, _LARGEST = 0.4, 5, 30  # of repetitions
+_NOISE = 0.15
 _SIZES = 4 << 10, 4 << 20  # bytes of messages that a link is timed with
 
 
-class Shapes:
-    """Those of the work that is timed: a microbatch of `rows` decodes in caches of `capacity`
-    slots, after prompts of `length` tokens that were read `piece` rows at a time."""
-
-    def __init__(self, rows: int, piece: int, length: int, capacity: int):
-        self.rows, self.piece, self.length, self.capacity = rows, piece, length, capacity
-
-
-def node_seconds(decoder: Decoder, shapes: Shapes, jit_compile: bool) -> dict[str, np.ndarray]:
-    """Seconds of embedding, each block, head: float64 `[layers + 2]` for `prefill` and `step`; and
-    those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
+def node_seconds(decoder: Decoder, work: Work, jit_compile: bool) -> dict[str, np.ndarray]:
+    """Seconds of embedding, each block, head in a call: float64 `[layers + 2]` for `prefill` and
+    `step`; and those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
 
     A block costs what several of its kind take longer than one does, so that neither what a call
     costs is counted for each, nor all of them find their weights in a cache.
@@ -39,20 +33,20 @@ def node_seconds(decoder: Decoder, shapes: Shapes, jit_compile: bool) -> dict[st
     calls: dict = {"prefill": [], "step": []}
     for members in kinds.values():
         several = members[:_MOST] if len(members) > 1 else members * 3
-        one = _seconds(decoder, members[:1], False, False, shapes, jit_compile)
-        more = _seconds(decoder, several, False, False, shapes, jit_compile)
+        one = _seconds(decoder, members[:1], False, False, work, jit_compile)
+        more = _seconds(decoder, several, False, False, work, jit_compile)
         for name, values in found.items():
             cost = max(0.0, (more[name] - one[name]) / (len(several) - 1))
             values[[i + 1 for i in members]] = cost
             calls[name].append(max(0.0, one[name] - cost))
     for at, first, last in ((0, True, False), (-1, False, True)):
-        made = _seconds(decoder, [], first, last, shapes, jit_compile)
+        made = _seconds(decoder, [], first, last, work, jit_compile)
         for name, values in found.items():
             values[at] = max(0.0, made[name] - min(calls[name]))
     return found | {f"{name}_call": np.array([np.mean(values)]) for name, values in calls.items()}
 
 
-def _seconds(decoder, layers, first, last, shapes: Shapes, jit_compile) -> dict[str, float]:
+def _seconds(decoder, layers, first, last, work: Work, jit_compile) -> dict[str, float]:
     stage = Stage(StageDecoder(decoder, layers, first, last), jit_compile)
 
     def values(rows, length):
@@ -61,18 +55,18 @@ def _seconds(decoder, layers, first, last, shapes: Shapes, jit_compile) -> dict[
         return np.full((rows, length, decoder.config.hidden_dim), 0.1,
                        tf.as_dtype(decoder.compute_dtype).as_numpy_dtype)
 
-    header = {"group": 0, "capacity": shapes.capacity, "sampling": None}
+    header = {"group": 0, "capacity": work.capacity, "sampling": None}
 
     def prefill(rows):
         stage.forget()
-        stage(header | {"kind": "prefill"}, [values(rows, shapes.length),
-                                             np.full(rows, shapes.length, np.int32)])
+        stage(header | {"kind": "prefill"}, [values(rows, work.length),
+                                             np.full(rows, work.length, np.int32)])
 
-    made = {"prefill": _median(lambda: prefill(shapes.piece))}
-    if shapes.piece != shapes.rows:
-        prefill(shapes.rows)
+    made = {"prefill": _median(lambda: prefill(work.piece))}
+    if work.piece != work.rows:
+        prefill(work.rows)
     return made | {"step": _median(
-        lambda: stage(header | {"kind": "step"}, [values(shapes.rows, 1)]))}
+        lambda: stage(header | {"kind": "step"}, [values(work.rows, 1)]))}
 
 
 def _median(call: Callable[[], None]) -> float:
@@ -83,6 +77,16 @@ def _median(call: Callable[[], None]) -> float:
         call()
         spent.append(time.perf_counter() - start)
     return float(np.median(spent))
+
+
+def evened(measured: list[dict]) -> list[dict]:
+    """What several workers measured, with less noise: all have the costs of their mean, times the
+    speed of each where it differs by more than what a busy machine makes of equal ones."""
+    mean = {name: np.mean([m[name] for m in measured], 0) for name in measured[0]}
+    whole = sum(float(values.sum()) for values in mean.values())
+    ratios = [sum(float(values.sum()) for values in m.values()) / whole for m in measured]
+    return [{name: values * (ratio if abs(ratio - 1) > _NOISE else 1.0)
+             for name, values in mean.items()} for ratio in ratios]
 
 
 def link(round_trip: Callable[[np.ndarray], None], hops: int) -> Links:
