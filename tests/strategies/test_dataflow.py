@@ -101,6 +101,23 @@ def test_under_xla_and_in_more_groups_than_stages():
     assert any("groups" in note for note in engine.notes)
 
 
+@pytest.mark.parametrize("engine", ["fused", "fused:int8", "fused:int4"])
+def test_fused_stages(engine):
+    """float32, and integers, whose sums do not depend on how many rows there are."""
+    changes = {"num_layers": 4, "positions": "learned"} if engine == "fused" else {"num_layers": 4}
+    piped_engine, alone = piped(tiny_decoder(**changes), engine, stages=3), create(
+        engine, tiny_decoder(**changes))
+    for rows in (5, 1, 4):
+        np.testing.assert_array_equal(tokens(piped_engine, rows), tokens(alone, rows))
+    sampling = Sampling(temperature=1.5, seed=11)
+    np.testing.assert_array_equal(tokens(piped_engine, sampling=sampling),
+                                  tokens(alone, sampling=sampling))
+    text = np.arange(24, dtype=np.int32).reshape(2, 12)
+    np.testing.assert_allclose(piped_engine.score(text), alone.score(text), atol=1e-4)
+    assert piped_engine.name == alone.name
+    assert piped_engine.dtype == alone.dtype
+
+
 def test_after_quantize():
     whole = strategies.create("quantize")
     np.testing.assert_array_equal(

@@ -13,6 +13,7 @@ class Stages(Placement):
     """
 
     exchanges = True
+    engines = ("graph", "xla", "fused")
 
     def __init__(self, devices, engine, member=None):
         self.devices, self.engine, self._member = tuple(devices), engine, member
@@ -32,16 +33,8 @@ class StagedModel(DecoderModel):
     def __init__(self, model: DecoderModel, placement: Stages):
         super().__init__(model.name, model.keras_model, model.tokenizer, model.source, model.notes)
         self.reload, self.placement = model.reload, placement
-        self._parameters, self._step_weights = model.parameters, model.step_bytes(0, 0)
-        self._cache = model.step_bytes(1, 1) - self._step_weights
+        self._parameters = model.parameters
 
     @property
     def parameters(self):
         return self._parameters
-
-    def step_bytes(self, batch, context):
-        return self._step_weights + self._cache_bytes(batch, context)
-
-    def _cache_bytes(self, batch, context):
-        itemsize = self._cache // max(1, self.config.cache_bytes(1, 1, 1))
-        return self.config.cache_bytes(batch, context, itemsize)

@@ -14,8 +14,7 @@ import time
 
 import numpy as np
 
-from tfspeed.dataflow import plan, ring, stream, timing
-from tfspeed.dataflow.stage import Stage
+from tfspeed.dataflow import factory, plan, ring, stream, timing
 from tfspeed.dataflow.stream import Stream, Work
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
@@ -39,14 +38,19 @@ class PipelineEngine(Engine):
     """
 
     def __init__(self, inner: Engine, stages, microbatches: int):
-        self._jit_compile, self._ring = inner.jit_compile, stages
+        self._ring, self._factory = stages, factory.stages(inner)
         super().__init__(inner.name, inner.model)
+        self._dtype, self._weights_bytes = inner.dtype, inner.weights_bytes
+        self._step_weights = inner.step_bytes(0, 0)
+        self._cache_item = (inner.step_bytes(1, 1) - self._step_weights) / max(
+            1, self._cache_bytes(1, 1))
         self.microbatches = microbatches or stages.count
         self.plans: list[plan.StagePlan] = []
         self.calls: dict[str, str] = {}
         self.chains, self.operators = {}, None
         self.wall_s = 0.0
-        self._stages: list[Stage | None] = []
+        self._stages: list = []
+        self._length = self._factory.length
         self._busy = False
 
     @property
@@ -66,13 +70,23 @@ class PipelineEngine(Engine):
         return 1
 
     def step_bytes(self, batch, context):
-        groups = min(batch, self.microbatches)
-        return self.model.step_bytes(batch, context) + (groups - 1) * self.model.step_bytes(0, 0)
+        return (min(batch, self.microbatches) * self._step_weights
+                + int(self._cache_item * self._cache_bytes(batch, context)))
+
+    @property
+    def dtype(self):
+        return self._dtype
+
+    @property
+    def weights_bytes(self):
+        """Of this worker."""
+        own = [stage.weights_bytes for stage in self._stages if stage]
+        return sum(own) if own else self._weights_bytes
 
     def score(self, tokens):
         tokens = np.asarray(tokens, np.int32)
         if not self.plans:
-            self._map(stream.work_of([[0] * tokens.shape[1]], 2, 1))
+            self._map(self._work([[0] * tokens.shape[1]], 2))
         self._start()
         try:
             return self._round({"kind": "score"}, [tokens])[0]
@@ -96,7 +110,7 @@ class PipelineEngine(Engine):
                 ring.serve(self._stages[self._ring.index], self._ring.inbox, self._ring.outbox)
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
-        work = stream.work_of(prompts, new_tokens, self.microbatches)
+        work = self._work(prompts, new_tokens)
         if not self.plans:
             self._map(work)
         flow = Stream(prompts, work, sampling, stop_tokens)
@@ -107,6 +121,13 @@ class PipelineEngine(Engine):
         finally:
             self._end()
             self.wall_s += time.perf_counter() - start
+
+    def _work(self, prompts, new_tokens) -> Work:
+        return stream.work_of(prompts, new_tokens, self.microbatches,
+                              self._length(max(map(len, prompts))))
+
+    def _cache_bytes(self, batch, context) -> int:
+        return self.model.config.cache_bytes(batch, context, 1)
 
     def _drive(self, flow: Stream):
         stage, inbox, outbox = self._stages[0], self._ring.inbox, self._ring.outbox
@@ -161,14 +182,14 @@ class PipelineEngine(Engine):
 
     def _mapped(self, work: Work) -> None:
         """Times this worker's processor and the links, and keeps the layers of its stages."""
-        decoder, team = self.model.keras_model, self._ring
+        decoder, team = self._factory.decoder, self._ring
         sizes = None
         if team.index == 0:
             self.chains, self.operators = plan.chains(decoder, work)
             sizes = {kind: [made.edges[i, i + 1] for i in range(len(made.nodes) - 1)]
                      for kind, made in self.chains.items()}
         sizes = team.share(sizes)[0]
-        measured = timing.node_seconds(decoder, work, self._jit_compile)
+        measured = timing.node_seconds(self._factory, work)
         measured = team.share({name: values.tolist() for name, values in measured.items()})
         measured = timing.evened([{name: np.array(values) for name, values in m.items()}
                                   for m in measured])
@@ -177,9 +198,11 @@ class PipelineEngine(Engine):
                 node.seconds = seconds
         self.plans = plan.make(measured, sizes, self._timed_links(), work)
         self.calls = {"prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
-        self._stages = [self._stage(i, decoder) for i in range(team.count)]
-        if isinstance(team, ring.Workers):
-            self.model.keras_model = self._stages[team.index].decoder
+        self._stages = [self._factory(p.blocks, p.first, p.last) if i in team.own else None
+                        for i, p in enumerate(self.plans)]
+        own = [p for i, p in enumerate(self.plans) if i in team.own]
+        self.model.keras_model = own[0].decoder(decoder) if len(own) == 1 else decoder
+        self._factory = None  # and with it all that others have
         self.notes = notes(self)
 
     def _timed_links(self):
@@ -199,12 +222,6 @@ class PipelineEngine(Engine):
             ring.serve(None, team.inbox, team.outbox)
         told = team.share(dataclasses.asdict(made) if made else None)[0]
         return timing.Links(**told)
-
-    def _stage(self, i: int, decoder) -> Stage | None:
-        """A stage that runs in this process."""
-        if isinstance(self._ring, ring.Workers) and i != self._ring.index:
-            return None
-        return Stage(self.plans[i].decoder(decoder), self._jit_compile)
 
     def _seconds(self) -> list[dict]:
         own = {str(i): dict(stage.seconds) for i, stage in enumerate(self._stages) if stage}

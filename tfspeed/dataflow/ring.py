@@ -10,13 +10,16 @@ import threading
 from tfspeed.cluster.member import Member
 from tfspeed.dataflow import links
 from tfspeed.dataflow.links import QueueLink, Receiver, Sender
-from tfspeed.dataflow.stage import Stage
 
 END, ECHO, FAILED = "end", "echo", "failed"
 
 
-def serve(stage: Stage | None, inbox, outbox) -> None:
-    """Answers messages until the one that ends it, which is passed on as well."""
+def serve(stage, inbox, outbox) -> None:
+    """Answers messages until the one that ends it, which is passed on as well.
+
+    Args:
+        stage: a `Stage` or `FusedStage`; None passes on what comes.
+    """
     while True:
         header, arrays = inbox.get()
         if header["kind"] == END:
@@ -35,7 +38,7 @@ class Threads:
     index = 0
 
     def __init__(self, count: int, depth: int):
-        self.count = count
+        self.count, self.own = count, range(count)
         self._links = [QueueLink(depth) for _ in range(count)]  # each leads to the stage after
         self.inbox, self.outbox = self._links[-1], self._links[0]
         self._threads: list[threading.Thread] = []
@@ -91,7 +94,7 @@ class Workers:
 
     def __init__(self, member: Member, depth: int):
         self._member = member
-        self.count, self.index = member.count, member.index
+        self.count, self.index, self.own = member.count, member.index, (member.index,)
         own = member.cluster.addresses[member.index].rpartition(":")[0]
         listening = links.listen(os.environ.get("TFSPEED_BIND", "0.0.0.0"))
         port = listening.getsockname()[1]

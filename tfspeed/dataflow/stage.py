@@ -10,6 +10,7 @@ from keras import Model
 
 from tfspeed.engines import sampling as samplers
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.language_model import variable_bytes
 
 
 class StageDecoder(Decoder):
@@ -55,8 +56,8 @@ class Stage:
         traces: see `Engine`.
     """
 
-    def __init__(self, decoder: StageDecoder, jit_compile: bool, device: str | None = None):
-        self.decoder, self.device = decoder, device
+    def __init__(self, decoder: StageDecoder, jit_compile: bool):
+        self.decoder = decoder
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.traces = 0
         self._jit_compile = jit_compile
@@ -65,15 +66,21 @@ class Stage:
 
     def __call__(self, header: dict, arrays: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
         kind, start = header["kind"], time.perf_counter()
-        with tf.device(self.device):
-            out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
-            out = out.numpy()
+        out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
+        out = out.numpy()
         self.seconds[kind].append(time.perf_counter() - start)
         return header, [out] if self.decoder.last else [out, *passed_on]
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(map(variable_bytes, self.decoder.weights))
 
     def forget(self) -> None:
         """Drops all caches."""
         self._states.clear()
+
+    def rewind(self, slots: int) -> None:
+        """Nothing: a state that is full is written to at its end."""
 
     def _prefill(self, header, x, lengths, *seeds):
         function = self._function("prefill", header)

@@ -10,13 +10,12 @@ from tfspeed.engines import sampling as samplers
 from tfspeed.engines.base import FINISHED, bucket, pad_left
 from tfspeed.engines.sampling import Sampling
 
-_PIECE_TOKENS = 128  # that a call reads of prompts, at least: fewer are slower for each
+_PIECE_TOKENS = 256  # that a call reads of prompts, at least: fewer are slower for each
 
 
-def work_of(prompts, new_tokens: int, groups: int) -> Work:
-    """How a batch is run in at most `groups` groups. The rows of a group are filled up to the
-    others' by repeating one, so that all groups have one shape."""
-    length = bucket(max(map(len, prompts)))
+def work_of(prompts, new_tokens: int, groups: int, length: int) -> Work:
+    """How a batch is run in at most `groups` groups, prompts padded to `length`. The rows of a
+    group are filled up to the others' by repeating one, so that all groups have one shape."""
     rows = -(-len(prompts) // min(groups, len(prompts)))
     piece = next(p for p in range(1, rows + 1)
                  if rows % p == 0 and (p * length >= _PIECE_TOKENS or p == rows))
@@ -51,7 +50,8 @@ class Stream:
     def __init__(self, prompts, work: Work, sampling: Sampling, stop_tokens: np.ndarray):
         self.work, self.stop_tokens, self.sampling = work, stop_tokens, sampling
         self.batch = len(prompts)
-        self.header = {"capacity": work.capacity, "sampling": None if sampling.greedy else [
+        self.header = {"groups": work.groups, "rows": work.rows, "capacity": work.capacity,
+                       "sampling": None if sampling.greedy else [
             sampling.temperature, sampling.top_k, sampling.top_p]}
         every = np.minimum(np.arange(work.groups * work.rows), self.batch - 1)
         self.groups = [_Group(rows, work.rows // work.piece)

@@ -4,12 +4,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from tfspeed.dataflow.plan import Work
 from tfspeed.dataflow.problem import Links
-from tfspeed.dataflow.stage import Stage, StageDecoder
-from tfspeed.models.decoder import Decoder
 from tfspeed.models.pieces import kind_of
 
 _MOST = 4  # blocks that are timed together
@@ -18,14 +15,14 @@ _NOISE = 0.15
 _SIZES = 4 << 10, 4 << 20  # bytes of messages that a link is timed with
 
 
-def node_seconds(decoder: Decoder, work: Work, jit_compile: bool) -> dict[str, np.ndarray]:
+def node_seconds(factory, work: Work) -> dict[str, np.ndarray]:
     """Seconds of embedding, each block, head in a call: float64 `[layers + 2]` for `prefill` and
     `step`; and those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
 
     A block costs what several of its kind take longer than one does, so that neither what a call
     costs is counted for each, nor all of them find their weights in a cache.
     """
-    kinds: dict = {}
+    decoder, kinds = factory.decoder, {}
     for i, block in enumerate(decoder.blocks):
         kind = kind_of(block), decoder.config.window(i), decoder.config.layer_rope(i)
         kinds.setdefault(kind, []).append(i)
@@ -33,40 +30,47 @@ def node_seconds(decoder: Decoder, work: Work, jit_compile: bool) -> dict[str, n
     calls: dict = {"prefill": [], "step": []}
     for members in kinds.values():
         several = members[:_MOST] if len(members) > 1 else members * 3
-        one = _seconds(decoder, members[:1], False, False, work, jit_compile)
-        more = _seconds(decoder, several, False, False, work, jit_compile)
+        one = _seconds(factory, members[:1], False, False, work)
+        more = _seconds(factory, several, False, False, work)
         for name, values in found.items():
             cost = max(0.0, (more[name] - one[name]) / (len(several) - 1))
             values[[i + 1 for i in members]] = cost
             calls[name].append(max(0.0, one[name] - cost))
     for at, first, last in ((0, True, False), (-1, False, True)):
-        made = _seconds(decoder, [], first, last, work, jit_compile)
+        made = _seconds(factory, [], first, last, work)
         for name, values in found.items():
             values[at] = max(0.0, made[name] - min(calls[name]))
     return found | {f"{name}_call": np.array([np.mean(values)]) for name, values in calls.items()}
 
 
-def _seconds(decoder, layers, first, last, work: Work, jit_compile) -> dict[str, float]:
-    stage = Stage(StageDecoder(decoder, layers, first, last), jit_compile)
+def _seconds(factory, numbers, first, last, work: Work) -> dict[str, float]:
+    stage, config = factory(numbers, first, last), factory.decoder.config
 
     def values(rows, length):
         if first:
             return np.zeros((rows, length), np.int32)
-        return np.full((rows, length, decoder.config.hidden_dim), 0.1,
-                       tf.as_dtype(decoder.compute_dtype).as_numpy_dtype)
+        return np.full((rows, length, config.hidden_dim), 0.1, factory.hidden_type)
 
-    header = {"group": 0, "capacity": work.capacity, "sampling": None}
+    header = {"group": 0, "groups": 1, "rows": work.rows, "capacity": work.capacity,
+              "sampling": None}
 
-    def prefill(rows):
+    def prefill():
+        stage(header | {"kind": "prefill"}, [values(work.piece, work.length),
+                                             np.full(work.piece, work.length, np.int32)])
+
+    def prefill_alone():
         stage.forget()
-        stage(header | {"kind": "prefill"}, [values(rows, work.length),
-                                             np.full(rows, work.length, np.int32)])
+        prefill()
 
-    made = {"prefill": _median(lambda: prefill(work.piece))}
-    if work.piece != work.rows:
-        prefill(work.rows)
-    return made | {"step": _median(
-        lambda: stage(header | {"kind": "step"}, [values(work.rows, 1)]))}
+    def step():
+        # Again at the same place, so that no cache runs over.
+        stage.rewind(work.length)
+        stage(header | {"kind": "step"}, [values(work.rows, 1)])
+
+    made = {"prefill": _median(prefill_alone)}
+    for _ in range(work.rows // work.piece - 1):
+        prefill()
+    return made | {"step": _median(step)}
 
 
 def _median(call: Callable[[], None]) -> float:

@@ -16,11 +16,10 @@ from tfspeed.litert import fused_plan
 from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.fused_paged import FusedPaged
-from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
+from tfspeed.litert.fused_runtime import FusedProgram
 from tfspeed.litert.fused_session import FusedSession, control_size
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.packed_cache import packed
-from tfspeed.litert.panels import LANES
 from tfspeed.models.decoder import Decoder
 
 _SMALLEST = 256  # slots of a cache; larger ones double
@@ -50,6 +49,21 @@ class FusedEngine(LiteRtBase):
         self._half = formats.of("cache")[0] != 32
         self._plan = fused_plan.make(self.config, self._packed, self._half)
         self._scorers: dict[int, FusedSession] = {}
+
+    # What a stage of a pipeline is made of.
+
+    @property
+    def packed(self):
+        return self._packed
+
+    @property
+    def half(self) -> bool:
+        """Whether keys and values are float16."""
+        return self._half
+
+    @property
+    def threads(self) -> int:
+        return self._threads
 
     def step_bytes(self, batch, context):
         itemsize = 2 if self._half else 4
@@ -104,28 +118,14 @@ class FusedEngine(LiteRtBase):
                             all_logits)
 
     def _write(self, file, name, texts, length, width, cache_type, all_logits):
-        """A signature.
-
-        Args:
-            width: blocks that a text's table names.
-            cache_type: its shape and type.
-        """
-        graph, vocabulary = file.signature(name), self.config.vocabulary_size
-        tokens = graph.input("tokens", (texts, length), np.int32)
-        control = graph.input("control", (control_size(texts, width),), np.int32)
-        cache = graph.input("cache", *cache_type)
-        # Weights come in as inputs: one copy in memory, whatever the number of files.
-        weights = [graph.input(f"weights_{i}", a.shape, a.dtype)
-                   for i, a in enumerate(self._plan.arrays)]
+        """See `fused_plan.write`; `width`: blocks that a text's table names."""
+        vocabulary = self.config.vocabulary_size
         logits = (texts, length, vocabulary) if all_logits else (texts, vocabulary)
-        made = graph.custom(OPERATOR, [tokens, control, cache, *weights],
-                            [cache_type, (logits, np.float32)])
-        graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
+        fused_plan.write(file, name, self._plan, (texts, length), control_size(texts, width),
+                         cache_type, logits)
 
     def _cache_type(self, blocks: int):
         """From the tokens of a block to shape and type: `[layers, 2, blocks, kv_heads, block,
-        head_dim]`, heads padded to whole vectors. A batch that has its cache to itself has a block
-        a row."""
-        c, dtype = self.config, np.float16 if self._half else np.float32
-        dim = -(-c.head_dim // LANES) * LANES
-        return lambda block: ((c.num_layers, 2, blocks, c.num_kv_heads, block, dim), dtype)
+        head_dim]`. A batch that has its cache to itself has a block a row."""
+        config, half = self.config, self._half  # a session keeps this, and not the engine
+        return lambda block: fused_plan.cache_type(config, half, config.num_layers, blocks, block)
