@@ -12,7 +12,12 @@ class TfStages:
 
     Attributes:
         hidden_type: numpy's, of hidden states.
+        piece_tokens: that a call reads of prompts, at least. Large pieces keep later stages
+            waiting at first; in small ones each token takes longer, here because weights are laid
+            out anew in each call.
     """
+
+    piece_tokens = 256
 
     def __init__(self, inner: Engine):
         self.decoder = inner.model.keras_model
@@ -28,7 +33,9 @@ class TfStages:
 
 
 class FusedStages:
-    """Of a `FusedEngine`."""
+    """Of a `FusedEngine`, which reads a weight once for twelve tokens anyhow."""
+
+    piece_tokens = 64
 
     def __init__(self, inner: Engine):
         self.decoder, self._inner = inner.model.keras_model, inner

@@ -50,7 +50,7 @@ class PipelineEngine(Engine):
         self.chains, self.operators = {}, None
         self.wall_s = 0.0
         self._stages: list = []
-        self._length = self._factory.length
+        self._length, self._piece_tokens = self._factory.length, self._factory.piece_tokens
         self._busy = False
 
     @property
@@ -124,7 +124,7 @@ class PipelineEngine(Engine):
 
     def _work(self, prompts, new_tokens) -> Work:
         return stream.work_of(prompts, new_tokens, self.microbatches,
-                              self._length(max(map(len, prompts))))
+                              self._length(max(map(len, prompts))), self._piece_tokens)
 
     def _cache_bytes(self, batch, context) -> int:
         return self.model.config.cache_bytes(batch, context, 1)
@@ -189,7 +189,7 @@ class PipelineEngine(Engine):
             sizes = {kind: [made.edges[i, i + 1] for i in range(len(made.nodes) - 1)]
                      for kind, made in self.chains.items()}
         sizes = team.share(sizes)[0]
-        measured = timing.node_seconds(self._factory, work)
+        measured = timing.node_seconds(self._factory, work, team.count)
         measured = team.share({name: values.tolist() for name, values in measured.items()})
         measured = timing.evened([{name: np.array(values) for name, values in m.items()}
                                   for m in measured])

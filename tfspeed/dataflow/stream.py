@@ -10,15 +10,17 @@ from tfspeed.engines import sampling as samplers
 from tfspeed.engines.base import FINISHED, bucket, pad_left
 from tfspeed.engines.sampling import Sampling
 
-_PIECE_TOKENS = 256  # that a call reads of prompts, at least: fewer are slower for each
 
-
-def work_of(prompts, new_tokens: int, groups: int, length: int) -> Work:
+def work_of(prompts, new_tokens: int, groups: int, length: int, piece_tokens: int) -> Work:
     """How a batch is run in at most `groups` groups, prompts padded to `length`. The rows of a
-    group are filled up to the others' by repeating one, so that all groups have one shape."""
+    group are filled up to the others' by repeating one, so that all groups have one shape.
+
+    Args:
+        piece_tokens: that a call reads of prompts, at least.
+    """
     rows = -(-len(prompts) // min(groups, len(prompts)))
     piece = next(p for p in range(1, rows + 1)
-                 if rows % p == 0 and (p * length >= _PIECE_TOKENS or p == rows))
+                 if rows % p == 0 and (p * length >= piece_tokens or p == rows))
     return Work(-(-len(prompts) // rows), rows, piece, length, new_tokens,
                 bucket(length + new_tokens))
 

@@ -9,18 +9,19 @@ from tfspeed.dataflow.plan import Work
 from tfspeed.dataflow.problem import Links
 from tfspeed.models.pieces import kind_of
 
-_MOST = 4  # blocks that are timed together
+_FEWEST = 3  # blocks that are timed together
 _SECONDS, _LEAST, _LARGEST = 0.4, 5, 30  # of repetitions
 _NOISE = 0.15
 _SIZES = 4 << 10, 4 << 20  # bytes of messages that a link is timed with
 
 
-def node_seconds(factory, work: Work) -> dict[str, np.ndarray]:
+def node_seconds(factory, work: Work, stages: int) -> dict[str, np.ndarray]:
     """Seconds of embedding, each block, head in a call: float64 `[layers + 2]` for `prefill` and
     `step`; and those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
 
-    A block costs what several of its kind take longer than one does, so that neither what a call
-    costs is counted for each, nor all of them find their weights in a cache.
+    A block costs what several of its kind take longer than one does, so that what a call costs is
+    not counted for each. They are as many as one of `stages` may have: fewer would find their
+    weights in the processor's cache.
     """
     decoder, kinds = factory.decoder, {}
     for i, block in enumerate(decoder.blocks):
@@ -29,7 +30,8 @@ def node_seconds(factory, work: Work) -> dict[str, np.ndarray]:
     found = {name: np.zeros(len(decoder.blocks) + 2) for name in ("prefill", "step")}
     calls: dict = {"prefill": [], "step": []}
     for members in kinds.values():
-        several = members[:_MOST] if len(members) > 1 else members * 3
+        count = max(_FEWEST, len(members) // stages)
+        several = (members * _FEWEST)[:count] if len(members) < count else members[:count]
         one = _seconds(factory, members[:1], False, False, work)
         more = _seconds(factory, several, False, False, work)
         for name, values in found.items():
