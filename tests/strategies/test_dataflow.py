@@ -7,6 +7,7 @@ import strategies
 from strategies.dataflow import Options
 from tests.conftest import MODELS, tiny_decoder
 from tests.strategies.test_contract import PROMPTS
+from tfspeed.dataflow import timing
 from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
@@ -116,6 +117,27 @@ def test_fused_stages(engine):
     np.testing.assert_allclose(piped_engine.score(text), alone.score(text), atol=1e-4)
     assert piped_engine.name == alone.name
     assert piped_engine.dtype == alone.dtype
+
+
+@pytest.mark.parametrize("engine", ["graph", "fused:int8"])
+def test_the_first_stage_runs_the_head_for_some_groups(engine, monkeypatch):
+    def seconds(factory, work, stages):  # the head takes as long as the rest of a step
+        nodes = len(factory.decoder.blocks) + 2
+        step = np.r_[0.0, np.ones(nodes - 2), nodes - 2.0]
+        return {"prefill": np.r_[0.0, np.ones(nodes - 2), 0.0], "step": step,
+                "prefill_call": np.zeros(1), "step_call": np.zeros(1)}
+
+    monkeypatch.setattr(timing, "node_seconds", seconds)
+    made, alone = piped(tiny_decoder(), engine, stages=2), create(engine, tiny_decoder())
+    for rows in (5, 1, 4):
+        np.testing.assert_array_equal(tokens(made, rows), tokens(alone, rows))
+    assert made.plans[0].heads == 0.5
+    assert made.plans[0].content == "embedding, block 0, head of 50% of the groups"
+    assert made.plans[1].content == "block 1, head of 50% of the groups"
+    assert made.seconds()[0]["head"]
+    sampling = Sampling(temperature=1.5, seed=11)
+    np.testing.assert_array_equal(tokens(made, sampling=sampling),
+                                  tokens(alone, sampling=sampling))
 
 
 def test_after_quantize():

@@ -5,7 +5,6 @@ import dataclasses
 import io
 from pathlib import Path
 
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -16,6 +15,7 @@ from tfspeed.errors import TfspeedError
 
 PICTURE = "dataflow.png"
 _KINDS = {"prefill": "prefill", "step": "decode"}
+_PARTS = {"prefill": ("prefill",), "step": ("step", "head")}
 _SIZE, _DPI = (11, 6.5), 110  # inches, dots an inch
 _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 
@@ -48,7 +48,7 @@ class Measured:
     """Of the calls since the last `PipelineEngine.measured`.
 
     Attributes:
-        seconds: the median call of each stage, by kind.
+        seconds: the mean call of each stage, by kind; a step with the heads that belong to it.
         busy: the share of the time of generations that each stage has worked.
     """
 
@@ -60,10 +60,12 @@ def measured(engine: PipelineEngine) -> Measured:
     """Reads the clocks of all stages, and sets them to nothing."""
     wall = engine.wall_s
     told = engine.seconds()
-    return Measured([{kind: float(np.median(s[kind])) for kind in _KINDS if s.get(kind)}
-                     for s in told],
-                    [sum(sum(s.get(kind, ())) for kind in _KINDS) / wall if wall else 0.0
-                     for s in told])
+    def mean(seconds, kind):
+        parts = _PARTS[kind]
+        return sum(sum(seconds.get(part, ())) for part in parts) / len(seconds[kind])
+
+    return Measured([{kind: mean(s, kind) for kind in _KINDS if s.get(kind)} for s in told],
+                    [sum(map(sum, s.values())) / wall if wall else 0.0 for s in told])
 
 
 def table(engine: PipelineEngine, found: Measured) -> rich.table.Table:

@@ -24,8 +24,8 @@ class TfStages:
         self.hidden_type = tf.as_dtype(self.decoder.compute_dtype).as_numpy_dtype
         self._jit_compile = inner.jit_compile
 
-    def __call__(self, numbers, first: bool, last: bool) -> Stage:
-        return Stage(StageDecoder(self.decoder, numbers, first, last), self._jit_compile)
+    def __call__(self, numbers, first: bool, last: bool, head: bool = False) -> Stage:
+        return Stage(StageDecoder(self.decoder, numbers, first, last, head), self._jit_compile)
 
     def length(self, longest: int) -> int:
         """That prompts are padded to: few lengths, few traces."""
@@ -41,9 +41,9 @@ class FusedStages:
         self.decoder, self._inner = inner.model.keras_model, inner
         self.hidden_type = "float32"
 
-    def __call__(self, numbers, first: bool, last: bool):
+    def __call__(self, numbers, first: bool, last: bool, head: bool = False):
         from tfspeed.dataflow.fused_stage import FusedStage
-        return FusedStage(self._inner, numbers, first, last)
+        return FusedStage(self._inner, numbers, first, last, head)
 
     def length(self, longest: int) -> int:
         """That prompts are padded to: any."""

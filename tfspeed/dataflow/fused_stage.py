@@ -73,6 +73,14 @@ class _Opened:
         self.program.run(0)
         return self.out.reshape(-1, self.out.shape[-1])
 
+    def run_without_head(self, x: np.ndarray, *where) -> np.ndarray:
+        """The same of a last stage, which gives hidden states."""
+        self.control[PART] |= _GIVES_HIDDEN
+        try:
+            return self.run(x, *where).reshape(-1)[:x.size].reshape(-1, x.shape[-1])
+        finally:
+            self.control[PART] &= ~_GIVES_HIDDEN
+
 
 class FusedStage:
     """Answers the messages that `stage.Stage` does.
@@ -81,13 +89,16 @@ class FusedStage:
         engine: what holds the packed weights; not kept.
         numbers: of its layers.
         first, last: whether it has the embedding, and final norm and head.
+        head: whether it has final norm and head in any case.
     """
 
-    def __init__(self, engine: FusedEngine, numbers, first: bool, last: bool):
+    def __init__(self, engine: FusedEngine, numbers, first: bool, last: bool, head: bool = False):
         self.config, self.layers, self.first, self.last = engine.config, len(numbers), first, last
         self.half, self.threads = engine.half, engine.threads
         self.plan = fused_plan.make(engine.config, engine.packed, engine.half, numbers, first, last)
-        self.weights_bytes = sum(array.nbytes for array in self.plan.arrays)
+        self.apart = FusedStage(engine, (), False, True) if head and not last else None
+        self.weights_bytes = sum(array.nbytes for array in self.plan.arrays) + (
+            self.apart.weights_bytes if self.apart else 0)
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.traces = 0
         self._opened: _Opened | None = None
@@ -98,7 +109,7 @@ class FusedStage:
         kind, start = header["kind"], time.perf_counter()
         out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
         self.seconds[kind].append(time.perf_counter() - start)
-        return header, [out] if self.last else [out, *passed_on]
+        return header, [out] if self._ends(header) else [out, *passed_on]
 
     def forget(self) -> None:
         """The caches are overwritten by whoever comes next."""
@@ -107,6 +118,10 @@ class FusedStage:
     def rewind(self, slots: int) -> None:
         """All groups go on from so many filled slots."""
         self._groups = {group: (slots, starts) for group, (_, starts) in self._groups.items()}
+
+    def _ends(self, header) -> bool:
+        """Whether tokens come out."""
+        return header["kind"] == "head" or (self.last and header.get("head", True))
 
     def _prefill(self, header, x, lengths, *seeds):
         rows, length = x.shape[:2]
@@ -119,9 +134,19 @@ class FusedStage:
 
     def _step(self, header, x, *seeds):
         slot, starts = self._groups[header["group"]]
-        out = self._opened.run(x, slot, starts, self._block(header))
+        run = self._opened.run
+        if self.last and not self._ends(header):
+            run = self._opened.run_without_head
+        out = run(x, slot, starts, self._block(header))
         self._groups[header["group"]] = slot + 1, starts
         return self._given(header, out, x, seeds), seeds
+
+    def _head(self, header, x, *seeds):
+        """By a stage that has nothing else, which sees each call as a new text of one token."""
+        alone = header | {"group": 0, "groups": 1, "capacity": 1}
+        ones = np.ones(len(x), np.int32)
+        self.apart.forget()
+        return self.apart(alone | {"kind": "prefill", "head": True}, [x, ones, *seeds])[1][0], ()
 
     def _score(self, header, x):
         rows, length = x.shape[:2]
@@ -136,7 +161,7 @@ class FusedStage:
     def _given(self, header, out, x, seeds) -> np.ndarray:
         """Hidden states of all tokens, or chosen tokens of all rows."""
         rows, length = x.shape[:2]
-        if not self.last:
+        if not self._ends(header):
             return out[:rows * length].reshape(rows, length, -1).copy()
         if not seeds:
             return out[:rows].argmax(-1).astype(np.int32)

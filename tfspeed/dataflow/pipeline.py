@@ -113,7 +113,7 @@ class PipelineEngine(Engine):
         work = self._work(prompts, new_tokens)
         if not self.plans:
             self._map(work)
-        flow = Stream(prompts, work, sampling, stop_tokens)
+        flow = Stream(prompts, work, sampling, stop_tokens, self.plans[0].heads)
         start = time.perf_counter()
         self._start()
         try:
@@ -142,6 +142,8 @@ class PipelineEngine(Engine):
                 under_way += 1
             if not send or inbox.waits:
                 header, arrays = self._answer()
+                if not header.get("head", True):
+                    header, arrays = stage(header | {"kind": "head"}, arrays)
                 flow.take(header, arrays[0])
                 under_way -= 1
 
@@ -196,10 +198,12 @@ class PipelineEngine(Engine):
         for kind, made in self.chains.items():
             for node, seconds in zip(made.nodes, measured[0][kind], strict=True):
                 node.seconds = seconds
-        self.plans = plan.make(measured, sizes, self._timed_links(), work)
+        self.plans = plan.make(measured, sizes, self._timed_links(), work,
+                               decoder.head is None and self.model.vocabulary_size
+                               >= decoder.config.hidden_dim)
         self.calls = {"prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
-        self._stages = [self._factory(p.blocks, p.first, p.last) if i in team.own else None
-                        for i, p in enumerate(self.plans)]
+        self._stages = [self._factory(p.blocks, p.first, p.last, p.runs_heads)
+                        if i in team.own else None for i, p in enumerate(self.plans)]
         own = [p for i, p in enumerate(self.plans) if i in team.own]
         self.model.keras_model = own[0].decoder(decoder) if len(own) == 1 else decoder
         self._factory = None  # and with it all that others have

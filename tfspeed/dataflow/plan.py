@@ -33,6 +33,7 @@ class StagePlan:
         seconds: expected, of a call by kind, `prefill` or `step`, without sending.
         sent: bytes to the next stage, of a call by kind.
         sending: seconds that they take.
+        heads: the share of the groups for which the first stage runs the head of a step.
     """
 
     begin: int
@@ -41,6 +42,7 @@ class StagePlan:
     seconds: dict[str, float]
     sent: dict[str, int]
     sending: dict[str, float]
+    heads: float = 0.0
 
     @property
     def blocks(self) -> range:
@@ -60,10 +62,17 @@ class StagePlan:
         blocks = self.blocks
         named = [f"blocks {blocks[0]}–{blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
                  ] if blocks else []
-        return ", ".join(["embedding"] * self.first + named + ["head"] * self.last)
+        heads = (self.heads if self.first else 1 - self.heads) if self.first or self.last else 0
+        head = ["head" if heads == 1 else f"head of {heads:.0%} of the groups"] if heads else []
+        return ", ".join(["embedding"] * self.first + named + head)
 
     def decoder(self, whole: Decoder) -> StageDecoder:
-        return StageDecoder(whole, self.blocks, self.first, self.last)
+        return StageDecoder(whole, self.blocks, self.first, self.last, self.runs_heads)
+
+    @property
+    def runs_heads(self) -> bool:
+        """Whether it is the first stage, and runs heads for the last."""
+        return self.first and self.heads > 0
 
 
 def chains(decoder: Decoder, work: Work) -> tuple[dict[str, Graph], tf.Graph]:
@@ -89,15 +98,35 @@ def chains(decoder: Decoder, work: Work) -> tuple[dict[str, Graph], tf.Graph]:
             "step": decoder_chain(stepping, count)}, operators
 
 
-def make(measured: list[dict], sizes: dict[str, list[int]], links: Links,
-         work: Work) -> list[StagePlan]:
+def make(measured: list[dict], sizes: dict[str, list[int]], links: Links, work: Work,
+         shared_head: bool) -> list[StagePlan]:
     """A stage for each processor, in their order: the sum of the slowest stage's prefill and the
     slowest stage's decode, of all `work`, is as small as can be.
+
+    The head is much of a step and little of a prefill, so that no cut suits both. Where the first
+    stage has it anyway, it runs the head for some groups.
 
     Args:
         measured: of each processor, `timing.node_seconds`.
         sizes: bytes from each node to the next, by kind of call.
+        shared_head: whether the head's matrix is the embedding's.
     """
+    shares = [k / work.groups for k in range(work.groups + 1)] if shared_head else [0.0]
+    found = [_mapped([_with_heads(m, share) for m in measured], sizes, links, work, share)
+             for share in shares]
+    return min(found, key=lambda made: made[0])[1]
+
+
+def _with_heads(measured: dict, share: float) -> dict:
+    """Costs where the first stage runs the head of a step for a share of the groups."""
+    step = measured["step"].copy()
+    step[0] += share * step[-1]
+    step[-1] *= 1 - share
+    return measured | {"step": step}
+
+
+def _mapped(measured, sizes, links, work: Work, share: float) -> tuple[float, list[StagePlan]]:
+    """Seconds of a batch, and the stages."""
     nodes = len(measured[0]["step"])
     calls = {"prefill": work.groups * work.rows // work.piece,
              "step": work.groups * (work.new_tokens - 1)}
@@ -113,8 +142,10 @@ def make(measured: list[dict], sizes: dict[str, list[int]], links: Links,
         begin, end = mapping.index(p), nodes - mapping[::-1].index(p)
         tokens = {"prefill": work.piece, "step": work.rows}
         sent = {kind: sizes[kind][end - 1] if end < nodes else 4 * tokens[kind] for kind in sizes}
+        if end == nodes:  # hidden states for the heads of the first stage, else tokens
+            sent["step"] = round(share * sizes["step"][-1] + (1 - share) * sent["step"])
         made.append(StagePlan(
             begin, end, nodes - 2,
             {kind: float(own[kind][begin:end].sum() + own[f"{kind}_call"][0]) for kind in sizes},
-            sent, {kind: links.seconds(size) for kind, size in sent.items()}))
-    return made
+            sent, {kind: links.seconds(size) for kind, size in sent.items()}, share))
+    return sum(problem.period(mapping) for problem in problems.values()), made

@@ -20,20 +20,24 @@ class StageDecoder(Decoder):
     Args:
         layers: numbers of layers, in their order.
         first, last: whether it has the embedding, and final norm and head.
+        head: whether it has the head in any case.
     """
 
-    def __init__(self, whole: Decoder, layers: Sequence[int], first: bool, last: bool):
+    def __init__(self, whole: Decoder, layers: Sequence[int], first: bool, last: bool,
+                 head: bool = False):
         Model.__init__(self, dtype=whole.dtype_policy)
         self.config, self.numbers = whole.config, tuple(layers)
         self.first, self.last = first, last
         self.blocks = [whole.blocks[i] for i in layers]
         self.head = None
-        if first or (last and whole.head is None):
+        if first or ((last or head) and whole.head is None):
             self.embedding = whole.embedding
         if first and self.config.positions == "learned":
             self.position_embedding = whole.position_embedding
         if last:
-            self.final_norm, self.head = whole.final_norm, whole.head
+            self.final_norm = whole.final_norm
+        if last or head:
+            self.head = whole.head
         self.built = True
 
     def read(self, x, positions, slots, caches, index, run_block=None):
@@ -49,7 +53,8 @@ class Stage:
     `prefill` (x, lengths, [seeds]) reads some rows of a group's prompts into new caches; `step`
     (x, [seeds]) reads a token of each row of a group, whose caches are put together first; `score`
     (x) gives hidden states, or logits, after each token of whole texts. The last stage gives
-    int32 `[rows]`, the chosen tokens, where others give hidden states.
+    int32 `[rows]`, the chosen tokens, where others give hidden states. Where a header says that
+    `head` is elsewhere, it gives hidden states too, which `head` (x, [seeds]) makes tokens of.
 
     Attributes:
         seconds: of each call, by kind.
@@ -69,7 +74,7 @@ class Stage:
         out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
         out = out.numpy()
         self.seconds[kind].append(time.perf_counter() - start)
-        return header, [out] if self.decoder.last else [out, *passed_on]
+        return header, [out] if self._ends(header) else [out, *passed_on]
 
     @property
     def weights_bytes(self) -> int:
@@ -81,6 +86,10 @@ class Stage:
 
     def rewind(self, slots: int) -> None:
         """Nothing: a state that is full is written to at its end."""
+
+    def _ends(self, header) -> bool:
+        """Whether tokens come out."""
+        return header["kind"] == "head" or (self.decoder.last and header.get("head", True))
 
     def _prefill(self, header, x, lengths, *seeds):
         function = self._function("prefill", header)
@@ -100,9 +109,12 @@ class Stage:
     def _score(self, header, x):
         return self._function("score", header)(tf.constant(x)), ()
 
+    def _head(self, header, x, *seeds):
+        return self._function("head", header)(tf.constant(x), *self._settings(header, seeds)), ()
+
     def _settings(self, header, seeds):
         """Arguments of the sampler, which the last stage alone has."""
-        if not seeds or not self.decoder.last:
+        if not seeds or not self._ends(header):
             return ()
         temperature, top_k, top_p = header["sampling"]
         return (tf.constant(temperature, tf.float32), tf.constant(top_k, tf.int32),
@@ -110,11 +122,12 @@ class Stage:
 
     def _function(self, kind, header):
         capacity, greedy = header.get("capacity"), header.get("sampling") is None
-        key = kind, capacity, greedy
+        key = kind, capacity, greedy, self._ends(header)
         if key not in self._functions:
             choose = samplers.greedy if greedy else samplers.sample
             made = {"prefill": self._make_prefill, "step": self._make_step,
-                    "score": self._make_score}[kind](capacity, choose)
+                    "score": self._make_score, "head": self._make_head}[kind](
+                        capacity, choose if self._ends(header) else None)
             self._functions[key] = tf.function(made, jit_compile=self._jit_compile)
         return self._functions[key]
 
@@ -141,9 +154,16 @@ class Stage:
 
         return score
 
+    def _make_head(self, capacity, choose):
+        def head(x, *settings):
+            self.traces += 1
+            return choose(self.decoder.logits(x[:, -1]), *settings)
+
+        return head
+
     def _read(self, x, lengths, state, choose, settings):
         hidden, state = self.decoder.forward(x, lengths, state)
-        if self.decoder.last:
+        if choose is not None:
             return choose(self.decoder.logits(hidden[:, -1]), *settings), state
         return hidden, state
 

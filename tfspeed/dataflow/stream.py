@@ -47,14 +47,20 @@ class _Group:
 
 
 class Stream:
-    """One generation. `ready` holds what the first stage is to run next, prompts before steps."""
+    """One generation. `ready` holds what the first stage is to run next, prompts before steps.
 
-    def __init__(self, prompts, work: Work, sampling: Sampling, stop_tokens: np.ndarray):
+    Args:
+        heads: the share of the groups whose steps end in the first stage.
+    """
+
+    def __init__(self, prompts, work: Work, sampling: Sampling, stop_tokens: np.ndarray,
+                 heads: float = 0.0):
         self.work, self.stop_tokens, self.sampling = work, stop_tokens, sampling
         self.batch = len(prompts)
         self.header = {"groups": work.groups, "rows": work.rows, "capacity": work.capacity,
                        "sampling": None if sampling.greedy else [
             sampling.temperature, sampling.top_k, sampling.top_p]}
+        self._heads = round(heads * work.groups)
         every = np.minimum(np.arange(work.groups * work.rows), self.batch - 1)
         self.groups = [_Group(rows, work.rows // work.piece)
                        for rows in every.reshape(work.groups, work.rows)]
@@ -93,4 +99,7 @@ class Stream:
     def _add(self, kind: str, number: int, arrays: list, rows: np.ndarray, count: int) -> None:
         if not self.sampling.greedy:
             arrays.append(samplers.seeds(self.sampling.seed, self.batch, count)[rows])
-        self.ready.append((self.header | {"kind": kind, "group": number}, arrays))
+        header = self.header | {"kind": kind, "group": number}
+        if kind == "step" and number < self._heads:
+            header["head"] = False
+        self.ready.append((header, arrays))
