@@ -34,7 +34,7 @@ def three():
 
 def test_tokens_are_those_of_one_device(three):
     engine, alone = three
-    for rows in (5, 1, 2, 3, 4):
+    for rows in (5, 1, 3):
         np.testing.assert_array_equal(tokens(engine, rows), tokens(alone, rows))
     traces = engine.traces
     tokens(engine)
@@ -88,7 +88,8 @@ def test_each_layer_lies_in_one_stage_and_is_timed(three):
     assert engine.devices == ("stage 0", "stage 1", "stage 2")
 
 
-@pytest.mark.parametrize("kind", ["sliding", "learned", "uneven", "alibi"])
+@pytest.mark.parametrize("kind", ["sliding", "alibi", *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("learned", "uneven"))])
 def test_kinds_of_decoders(kind):
     np.testing.assert_array_equal(tokens(piped(MODELS[kind](), stages=2)),
                                   tokens(create("graph", MODELS[kind]())))
@@ -102,7 +103,8 @@ def test_under_xla_and_in_more_groups_than_stages():
     assert any("groups" in note for note in engine.notes)
 
 
-@pytest.mark.parametrize("engine", ["fused", "fused:int8", "fused:int4"])
+@pytest.mark.parametrize("engine", ["fused", "fused:int8",
+                                    pytest.param("fused:int4", marks=pytest.mark.slow)])
 def test_fused_stages(engine):
     """float32, and integers, whose sums do not depend on how many rows there are."""
     changes = {"num_layers": 4, "positions": "learned"} if engine == "fused" else {"num_layers": 4}
@@ -129,7 +131,7 @@ def test_the_first_stage_runs_the_head_for_some_groups(engine, monkeypatch):
 
     monkeypatch.setattr(timing, "node_seconds", seconds)
     made, alone = piped(tiny_decoder(), engine, stages=2), create(engine, tiny_decoder())
-    for rows in (5, 1, 4):
+    for rows in (5, 1):
         np.testing.assert_array_equal(tokens(made, rows), tokens(alone, rows))
     assert made.plans[0].heads == 0.5
     assert made.plans[0].content == "embedding, block 0, head of 50% of the groups"
