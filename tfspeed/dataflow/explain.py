@@ -106,13 +106,14 @@ def picture(engine: PipelineEngine, found: Measured) -> bytes:
             if not plan.last:
                 above.axvline(plan.end - 0.5, color="#444444", lw=1, ls=":")
                 above.annotate(f"{plan.sent[kind] / 1e3:.1f} KB\n{plan.sending[kind] * 1e3:.2f} ms",
-                               (plan.end - 0.5, 1), (2, -22), fontsize=7,
+                               (plan.end - 0.5, 1), (3, -58), fontsize=7,
                                xycoords=("data", "axes fraction"), textcoords="offset points")
         above.set_title(f"{word}: {engine.calls[kind]}, expected of each node", loc="left",
                         fontsize=9)
         above.set_xlabel("embedding, blocks, head")
         above.set_ylabel("ms on the first worker")
-        above.legend(fontsize=7)
+        above.set_ylim(0, 1.4e3 * max(node.seconds for node in chain.nodes) or None)
+        above.legend(fontsize=7, loc="upper left")
         below.set_title(f"{word}: a call of each stage, expected (left) and measured (right)",
                         loc="left", fontsize=9)
         below.set_xticks(range(len(engine.plans)), engine.devices, fontsize=8)
