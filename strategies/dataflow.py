@@ -10,8 +10,8 @@ When it is not: one request passes one stage after the other, at the speed of on
 links take. A group has fewer rows than the batch, so each weight is read more often: where reading
 weights bounds a step, decoding gains little. Fewer rows than stages leave stages idle.
 What it costs: hidden states over every link (2.3 KB a token for SmolLM2), seconds to time layers.
-A tied embedding lies in the first stage and in the last. With `--stages` and no workers all are
-threads of one process, which share its cores: to try it out.
+A tied embedding lies in the first stage and in the last, and the first may then run the head for
+some groups. With `--dataflow_stages` and one worker all are threads of a process, to try it out.
 Exact: yes, the same greedy tokens as on one device.
 Source: GPipe (arXiv:1811.06965), PipeDream (arXiv:1806.03377); https://doi.org/10.1109/71.993206
 """

@@ -14,8 +14,9 @@ import time
 
 import numpy as np
 
-from tfspeed.dataflow import factory, plan, ring, stream, timing
-from tfspeed.dataflow.stream import Stream, Work
+from tfspeed.dataflow import factory, placing, ring, stream
+from tfspeed.dataflow.plan import StagePlan, Work, told
+from tfspeed.dataflow.stream import Stream
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
 
@@ -45,7 +46,7 @@ class PipelineEngine(Engine):
         self._cache_item = (inner.step_bytes(1, 1) - self._step_weights) / max(
             1, self._cache_bytes(1, 1))
         self.microbatches = microbatches or stages.count
-        self.plans: list[plan.StagePlan] = []
+        self.plans: list[StagePlan] = []
         self.calls: dict[str, str] = {}
         self.chains, self.operators = {}, None
         self.wall_s = 0.0
@@ -89,7 +90,8 @@ class PipelineEngine(Engine):
             self._map(self._work([[0] * tokens.shape[1]], 2))
         self._start()
         try:
-            return self._round({"kind": "score"}, [tokens])[0]
+            self._ring.outbox.put(*self._stages[0]({"kind": "score"}, [tokens]))
+            return self._answer()[1][0]
         finally:
             self._end()
 
@@ -153,13 +155,6 @@ class PipelineEngine(Engine):
             raise arrays[0]
         return header, arrays
 
-    def _round(self, header: dict, arrays: list) -> list:
-        """What a message has become once it has gone round."""
-        if header["kind"] != ring.ECHO:
-            header, arrays = self._stages[0](header, arrays)
-        self._ring.outbox.put(header, arrays)
-        return self._answer()[1]
-
     def _start(self) -> None:
         if self._busy:
             raise TfspeedError("A pipeline runs one generation at a time.",
@@ -183,49 +178,17 @@ class PipelineEngine(Engine):
         self._mapped(work)
 
     def _mapped(self, work: Work) -> None:
-        """Times this worker's processor and the links, and keeps the layers of its stages."""
-        decoder, team = self._factory.decoder, self._ring
-        sizes = None
-        if team.index == 0:
-            self.chains, self.operators = plan.chains(decoder, work)
-            sizes = {kind: [made.edges[i, i + 1] for i in range(len(made.nodes) - 1)]
-                     for kind, made in self.chains.items()}
-        sizes = team.share(sizes)[0]
-        measured = timing.node_seconds(self._factory, work, team.count)
-        measured = team.share({name: values.tolist() for name, values in measured.items()})
-        measured = timing.evened([{name: np.array(values) for name, values in m.items()}
-                                  for m in measured])
-        for kind, made in self.chains.items():
-            for node, seconds in zip(made.nodes, measured[0][kind], strict=True):
-                node.seconds = seconds
-        self.plans = plan.make(measured, sizes, self._timed_links(), work,
-                               decoder.head is None and self.model.vocabulary_size
-                               >= decoder.config.hidden_dim)
+        """Keeps what the mapping gives to this worker."""
+        placed = placing.place(self._factory, self._ring, work)
+        self.plans, self.chains, self.operators = placed.plans, placed.chains, placed.operators
         self.calls = {"prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
-        self._stages = [self._factory(p.blocks, p.first, p.last, p.runs_heads)
-                        if i in team.own else None for i, p in enumerate(self.plans)]
-        own = [p for i, p in enumerate(self.plans) if i in team.own]
-        self.model.keras_model = own[0].decoder(decoder) if len(own) == 1 else decoder
+        own = self._ring.own
+        self._stages = [self._factory(p.blocks, p.first, p.last, p.runs_heads) if i in own else None
+                        for i, p in enumerate(self.plans)]
+        if len(own) == 1:
+            self.model.keras_model = self.plans[own[0]].decoder(self._factory.decoder)
         self._factory = None  # and with it all that others have
-        self.notes = notes(self)
-
-    def _timed_links(self):
-        team = self._ring
-        made = None
-        if team.index == 0:
-            team.start([None] * team.count)
-            try:
-                made = timing.link(lambda data: self._round({"kind": ring.ECHO}, [data]),
-                                   team.count)
-            finally:
-                team.outbox.put({"kind": ring.END})
-                team.inbox.get()
-                team.ended()
-        else:
-            team.tell()
-            ring.serve(None, team.inbox, team.outbox)
-        told = team.share(dataclasses.asdict(made) if made else None)[0]
-        return timing.Links(**told)
+        self.notes = told(self.plans, self.devices, self.microbatches)
 
     def _seconds(self) -> list[dict]:
         own = {str(i): dict(stage.seconds) for i, stage in enumerate(self._stages) if stage}
@@ -233,14 +196,3 @@ class PipelineEngine(Engine):
         for stage in filter(None, self._stages):
             stage.seconds.clear()
         return [told[i].get(str(i), {}) for i in range(self._ring.count)]
-
-
-def notes(engine: PipelineEngine) -> list[str]:
-    """What a report must say."""
-    plans = engine.plans
-    return [
-        f"A pipeline of {len(plans)} stages, mapped to the first batch: "
-        + "; ".join(f"{name}: {p.content}"
-                    for name, p in zip(engine.devices, plans, strict=True)) + ".",
-        f"Rows are split into up to {engine.microbatches} groups, which take turns; a single row "
-        "passes one stage after the other, and is no faster than on one device."]

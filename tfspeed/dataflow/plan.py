@@ -149,3 +149,12 @@ def _mapped(measured, sizes, links, work: Work, share: float) -> tuple[float, li
             {kind: float(own[kind][begin:end].sum() + own[f"{kind}_call"][0]) for kind in sizes},
             sent, {kind: links.seconds(size) for kind, size in sent.items()}, share))
     return sum(problem.period(mapping) for problem in problems.values()), made
+
+
+def told(plans: list[StagePlan], names, groups: int) -> list[str]:
+    """What a report must say."""
+    return [
+        f"A pipeline of {len(plans)} stages, mapped to the first batch: "
+        + "; ".join(f"{name}: {p.content}" for name, p in zip(names, plans, strict=True)) + ".",
+        f"Rows are split into up to {groups} groups, which take turns; a single row passes one "
+        "stage after the other, and is no faster than on one device."]
