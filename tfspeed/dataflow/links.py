@@ -103,7 +103,7 @@ class Receiver:
                 header, arrays = self._message()
                 if header != _BEAT:
                     self._queue.put((header, arrays))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, nobody may wait for a thread that is gone
             self._queue.put(error)
 
     def _message(self):
