@@ -14,6 +14,7 @@ from tfspeed.errors import TfspeedError
 STRATEGIES = {
     "baseline": "strategies.baseline:Baseline",
     "bfloat16": "strategies.cast:Bfloat16",
+    "dataflow": "strategies.dataflow:Dataflow",
     "distill": "strategies.distill:Distill",
     "float16": "strategies.cast:Float16",
     "keras_quantize": "strategies.keras_quantize:KerasQuantize",

@@ -1,4 +1,4 @@
-"""A job on several workers, behind `--strategy=multi_worker`: who supervises, leads, follows."""
+"""A job on workers, of the strategies multi_worker and dataflow: who supervises, leads, follows."""
 
 import platform
 import sys
@@ -21,15 +21,24 @@ WAITING = ("Measured by the chief of the workers alone, on its own cores, while 
            "in turn with the other row.")
 
 
+_ON_WORKERS = ("multi_worker", "dataflow")
+_SPREADING = (*_ON_WORKERS, "mirrored", "tensor_parallel")
+
+
 def member_of(flags, strategy) -> Callable[[], Member] | None:
     """What joins the cluster, where a strategy runs on workers; None where none does."""
     parts = getattr(strategy, "parts", [strategy])
-    found = [part for part in parts if part.name == "multi_worker"]
+    found = [part for part in parts if part.name in _ON_WORKERS]
+    if "dataflow" in (part.name for part in found) and len(
+            spread := [part.name for part in parts if part.name in _SPREADING]) > 1:
+        raise TfspeedError("A pipeline takes all workers, and each of them one device.",
+                           strategy=flags.strategy, spread_by=spread,
+                           hint="Name one strategy that spreads the model or the requests.")
     if not found:
         for name in ("workers", "bind", "restarts", "join_timeout"):
             if flags[name].present:
                 raise TfspeedError(f"--{name} is for workers.", strategy=flags.strategy,
-                                   hint="Add --strategy=multi_worker.")
+                                   hint="Add --strategy=multi_worker, or dataflow.")
         return None
     return lambda: found[0].member
 

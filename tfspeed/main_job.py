@@ -1,5 +1,6 @@
 """The main job, behind `scripts/run.py`: load, wrap, measure beside the baseline, report."""
 
+import contextlib
 import os
 import textwrap
 from pathlib import Path
@@ -9,6 +10,8 @@ import rich.console
 import strategies
 from tfspeed import answers_job, cli, cluster_job, engines, gate
 from tfspeed.affinity import check_cores
+from tfspeed.dataflow import explain
+from tfspeed.dataflow.pipeline import PipelineEngine
 from tfspeed.devices import available_cores, set_threads
 from tfspeed.engines.sampling import Sampling
 from tfspeed.engines.workers import WorkersEngine
@@ -42,6 +45,8 @@ def run(flags) -> int | None:
     calibration = read_calibration(flags)
     threads = set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
+    if flags.explain:
+        explain.check(strategy)
     if flags.prompts is not None:
         prompts = answers_job.read_prompts(flags.prompts)
         check_writable(flags.answers, "answers")
@@ -69,7 +74,9 @@ def measure(flags, strategy, workload, settings, sampling, text, calibration,
         hold_baseline(candidates[0], flags.cores_for_baseline)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
-        time_all(candidates, bar)
+        with explain.explained(candidates[-1].engine, flags.logdir, Console()) if flags.explain \
+                else contextlib.nullcontext():
+            time_all(candidates, bar)
         experiment.read_limits(candidates, threads)
         if flags.profile:
             experiment.profile(candidates, bar)
@@ -115,7 +122,7 @@ def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -
         with bar.task(f"loading and compiling {flags.model}, {plan.name}, {engine}", None):
             candidates.append(experiment.prepare(
                 flags.model, plan, engine, workload, text, dtype, candidates, calibration))
-    if isinstance(candidates[-1].engine, WorkersEngine):
+    if isinstance(candidates[-1].engine, WorkersEngine | PipelineEngine):
         candidates[0].notes.append(cluster_job.WAITING)
 
 

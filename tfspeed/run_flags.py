@@ -20,6 +20,8 @@ def define() -> None:
                       "only after the last; load s is then what that one took", **shared)
     flags.DEFINE_bool("profile", False, "time the operators of a decode step as well; for engines "
                       "that can: litert, fused", **shared)
+    flags.DEFINE_bool("explain", False, "for dataflow: who has what, bytes and times, expected and "
+                      "measured; also drawn as dataflow.png and for TensorBoard", **shared)
     flags.DEFINE_integer("cores_for_baseline", 0, "cores that the baseline is timed on; 0: all. "
                          "With 1, two replicas on two cores are compared with one device on one "
                          "core", **shared)
@@ -34,13 +36,13 @@ def define() -> None:
     flags.DEFINE_float("top_p", 1.0, "for --prompt(s): sample among the likeliest tokens that "
                        "make up p", **shared)
     flags.DEFINE_integer("seed", 0, "for --prompt(s): the same seed gives the same text", **shared)
-    flags.DEFINE_integer("workers", 2, "for multi_worker: processes that are started on this "
+    flags.DEFINE_integer("workers", 2, "for multi_worker and dataflow: processes started on this "
                          "machine, each on its share of the cores", **shared)
-    flags.DEFINE_string("bind", "127.0.0.1", "for multi_worker: the IPv4 address that workers "
+    flags.DEFINE_string("bind", "127.0.0.1", "for workers: the IPv4 address that workers "
                         "listen on; TensorFlow's connections are neither authenticated nor "
                         "encrypted: give one of a private network", **shared)
-    flags.DEFINE_float("join_timeout", 120, "for multi_worker: seconds until all workers must "
+    flags.DEFINE_float("join_timeout", 120, "for workers: seconds until all workers must "
                        "have come", **shared)
-    flags.DEFINE_integer("restarts", 3, "for multi_worker: how often all workers are started "
+    flags.DEFINE_integer("restarts", 3, "for workers: how often all workers are started "
                          "again when one dies, where the job can go on from what is on the disk: "
                          "--prompts, --distill_checkpoint", **shared)

@@ -16,7 +16,7 @@ from tfspeed.engines import ENGINES, create
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 
-EXACT = ["baseline", "mirrored", "multi_worker", "speculative", "tensor_parallel"]
+EXACT = ["baseline", "dataflow", "mirrored", "multi_worker", "speculative", "tensor_parallel"]
 PROMPTS = [[5, 9, 2, 33], [7], list(range(1, 19)), [60, 61], [3, 1, 4, 1, 5]]
 
 

@@ -49,11 +49,23 @@ def check_profiled(name: str) -> None:
 def create(name: str, model) -> Engine:
     """Returns the engine called `name` over a `LanguageModel`. Imported only when asked for."""
     check(name)
+    _check_spread(name, model.placement)
     if model.placement.engine is not None:
         alone = copy.copy(model)
         alone.placement = model.placement.inside()
+        _check_spread(name, alone.placement)
         return model.placement.engine(_create(name, alone))
     return _create(name, model)
+
+
+def _check_spread(name: str, placement) -> None:
+    """Refuses an engine that needs all weights on one device where they are spread."""
+    if placement.engines and name.partition(":")[0] not in placement.engines:
+        raise TfspeedError(f"The engine {name.partition(':')[0]} runs a whole model on one device, "
+                           "and the weights of this one are spread over several.", engine=name,
+                           devices=list(placement.devices),
+                           hint=f"Use --engine={' or '.join(placement.engines)}, or leave out the "
+                                "strategy that spreads them.")
 
 
 def _create(name: str, model) -> Engine:
@@ -66,11 +78,6 @@ def _create(name: str, model) -> Engine:
 
 def _alone(name: str, model) -> Engine:
     kind, _, weights = name.partition(":")
-    if model.placement.exchanges and kind in _PACKED:
-        raise TfspeedError(f"The engine {kind} runs a whole model on one device, and the weights "
-                           "of this one are spread over several.", engine=name,
-                           devices=list(model.placement.devices),
-                           hint="Use --engine=xla or graph, or leave tensor_parallel out.")
     if kind == "litert":
         return _litert(model, weights or "float32")
     if kind == "fused":

@@ -17,11 +17,10 @@ from tfspeed.litert.compiler import library
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.fused_exit import FusedExit
 from tfspeed.litert.fused_paged import FusedPaged
-from tfspeed.litert.fused_runtime import OPERATOR, FusedProgram
+from tfspeed.litert.fused_runtime import FusedProgram
 from tfspeed.litert.fused_session import FusedSession, control_size
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.packed_cache import packed
-from tfspeed.litert.panels import LANES
 from tfspeed.models.decoder import Decoder
 
 _SMALLEST = 256  # slots of a cache; larger ones double
@@ -53,6 +52,21 @@ class FusedEngine(LiteRtBase):
         self._half = formats.of("cache")[0] != 32
         self._plan = fused_plan.make(self.config, self._packed, self._half)
         self._scorers: dict[int, FusedSession] = {}
+
+    # What a stage of a pipeline is made of.
+
+    @property
+    def packed(self):
+        return self._packed
+
+    @property
+    def half(self) -> bool:
+        """Whether keys and values are float16."""
+        return self._half
+
+    @property
+    def threads(self) -> int:
+        return self._threads
 
     def step_bytes(self, batch, context):
         itemsize = 2 if self._half else 4
@@ -129,24 +143,17 @@ class FusedEngine(LiteRtBase):
 
         def write(file: TfliteFile):
             for i, cache_type in enumerate(caches):
-                graph = file.signature(f"run_{i}")
-                inputs = [graph.input("tokens", (texts, length), np.int32),
-                          graph.input("control", (control_size(texts, width),), np.int32),
-                          graph.input("cache", *cache_type)]
-                # Weights come in as inputs: one copy in memory, whatever the number of files.
-                inputs += [graph.input(f"weights_{j}", a.shape, a.dtype)
-                           for j, a in enumerate(plan.arrays)]
-                made = graph.custom(OPERATOR, inputs, [
-                    cache_type, ((texts, logits, vocabulary), np.float32)])
-                graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
+                fused_plan.write(file, f"run_{i}", plan, (texts, length),
+                                 control_size(texts, width), cache_type,
+                                 (texts, logits, vocabulary))
 
         return self._load(write, lambda path: FusedProgram(path, self._threads, vocabulary,
                                                            logits))
 
     def _cache_type(self, blocks: int, layers: int = 0):
-        """Of so many layers, 0: all. From the tokens of a block to shape and type: `[layers, 2,
-        blocks, kv_heads, block, head_dim]`, heads padded to whole vectors. A batch that has its
-        cache to itself has a block a row."""
-        c, dtype = self.config, np.float16 if self._half else np.float32
-        layers, dim = layers or c.num_layers, -(-c.head_dim // LANES) * LANES
-        return lambda block: ((layers, 2, blocks, c.num_kv_heads, block, dim), dtype)
+        """From the tokens of a block to shape and type, of so many layers (0: all): `[layers, 2,
+        blocks, kv_heads, block, head_dim]`. A batch that has its cache to itself has a block a
+        row."""
+        config, half = self.config, self._half  # a session keeps this, and not the engine
+        layers = layers or config.num_layers
+        return lambda block: fused_plan.cache_type(config, half, layers, blocks, block)

@@ -100,15 +100,19 @@ class LiteRtBase(Engine):
         """Loads a new file, as a `Program` unless `load` makes something else of its path;
         `write` is given a `TfliteFile` and puts signatures into it."""
         self.traces += 1
-        file = TfliteFile("tfspeed")
-        write(file)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.tflite"
-            try:
-                file.write(path, durable=False)
-            except OSError as error:
-                raise TfspeedError("The model does not fit into the folder for temporary files.",
-                                   folder=folder, bytes=self.weights_bytes, cause=error.strerror,
-                                   hint="Set TMPDIR to a folder with more room.") from error
-            # It stays mapped when its name is gone.
-            return load(path) if load else Program(path, self._threads)
+        return loaded(write, load or (lambda path: Program(path, self._threads)))
+
+
+def loaded(write, load):
+    """`load(path)` of a new file, into which `write` has put signatures."""
+    file = TfliteFile("tfspeed")
+    write(file)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        try:
+            file.write(path, durable=False)
+        except OSError as error:
+            raise TfspeedError("The model does not fit into the folder for temporary files.",
+                               folder=folder, cause=error.strerror,
+                               hint="Set TMPDIR to a folder with more room.") from error
+        return load(path)  # it stays mapped when its name is gone

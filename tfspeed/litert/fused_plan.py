@@ -5,16 +5,18 @@ The structures mirror `kernels/plan.h` field by field.
 
 import ctypes
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
-from tfspeed.litert.panels import Blob, Matrix
+from tfspeed.litert.panels import LANES, Blob, Matrix
 from tfspeed.memory import aligned, huge_pages
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes
 
+OPERATOR = "tfspeed.decoder"
 _ACTIVATIONS = {name: i for i, name in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
 _POSITIONS = {name: i for i, name in enumerate(("rope", "learned", "alibi", "none"))}
 _LARGEST = 2**31 - 1  # offsets and shapes have 32 bits
@@ -59,38 +61,44 @@ class FusedPlan:
     arrays: list[np.ndarray]
 
 
-def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool) -> FusedPlan:
+def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool,
+         numbers: Sequence[int] | None = None, first: bool = True, last: bool = True) -> FusedPlan:
     """Args:
         half_cache: whether keys and values are kept in float16.
+        numbers: of the layers that it has; None: all.
+        first, last: whether it has the embedding, and final norm and head.
     """
     c, shared = config, Blob()
+    numbers = range(c.num_layers) if numbers is None else numbers
     ropes = list(dict.fromkeys(c.layer_rope(i) for i in range(c.num_layers)
                                if c.layer_rope(i)))
-    embedding = shared.matrix(packed.embedding)
+    tied = packed.head.weight is packed.embedding and packed.head.bias is None
+    embedding = shared.matrix(packed.embedding) if first or (last and tied) else Matrix()
     head = embedding
-    if packed.head.weight is not packed.embedding or packed.head.bias is not None:
+    if last and not tied:
         head = shared.matrix(packed.head.weight, bias=packed.head.bias)
-    positions = packed.position_embedding
+    positions = packed.position_embedding if first else None
     plan = _Plan(
-        layers=c.num_layers, hidden=c.hidden_dim, heads=c.num_heads, kv_heads=c.num_kv_heads,
+        layers=len(numbers), hidden=c.hidden_dim, heads=c.num_heads, kv_heads=c.num_kv_heads,
         dim=c.head_dim, mlp=c.mlp_dim, vocabulary=c.vocabulary_size,
         rotary=c.rotary_dim if c.positions == "rope" else 0, layer_norm=c.norm == "layer",
         activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
         positions=_POSITIONS[c.positions], parallel=c.parallel_residual, half_cache=half_cache,
         context=c.context_length, rank=_rank(packed), epsilon=c.norm_epsilon,
         attention_softcap=c.attention_softcap, logit_softcap=c.logit_softcap,
-        embedding=embedding, head=head, head_first=_first(packed.head, shared),
-        embedding_scale=shared.add(packed.embedding_scale),
+        embedding=embedding, head=head,
+        head_first=_first(packed.head, shared) if last else Matrix(),
+        embedding_scale=shared.add(packed.embedding_scale if first else None),
         position_embedding=shared.add(None if positions is None else positions.data),
-        final_norm=shared.add(packed.final_norm),
+        final_norm=shared.add(packed.final_norm if last else None),
         slopes=shared.add(alibi_slopes(c.num_heads) * np.float32(c.query_scale)))
     for i in range(2):
         plan.ropes[i] = _rope(c, ropes[i], shared) if i < len(ropes) else _Rope(1, 0, -1, -1)
-    layers, blobs = (_Layer * c.num_layers)(), []
-    for i, block in enumerate(packed.blocks):
-        blob = Blob()
-        layers[i] = _layer(c.layer(i), block, blob, c.window(i),
-                           ropes.index(c.layer_rope(i)) if c.layer_rope(i) else -1)
+    layers, blobs = (_Layer * len(numbers))(), []
+    for i, number in enumerate(numbers):
+        blob, rope = Blob(), c.layer_rope(number)
+        layers[i] = _layer(c.layer(number), packed.blocks[number], blob, c.window(number),
+                           ropes.index(rope) if rope else -1)
         blobs.append(blob)
     for blob in (shared, *blobs):
         if blob.size > _LARGEST:
@@ -109,6 +117,33 @@ def first_layers(plan: FusedPlan, count: int) -> FusedPlan:
     own = aligned((len(kept) // 4,), np.int32)
     own[:] = np.frombuffer(kept, np.int32)
     return FusedPlan([own, shared, *blobs[:count]])
+
+
+def cache_type(config: DecoderConfig, half: bool, layers: int, blocks: int, block: int) -> tuple:
+    """Shape and type of a cache, `[layers, 2, blocks, kv_heads, block, head_dim]`, heads padded to
+    whole vectors."""
+    dim = -(-config.head_dim // LANES) * LANES
+    return ((layers, 2, blocks, config.num_kv_heads, block, dim),
+            np.float16 if half else np.float32)
+
+
+def write(file, name: str, plan: FusedPlan, tokens: tuple, control: int, cache: tuple,
+          out: tuple) -> None:
+    """A signature of a `TfliteFile`: the operator over a plan.
+
+    Args:
+        tokens: shape of its first input.
+        control: numbers of its second.
+        cache: shape and type, see `cache_type`.
+        out: shape of what it gives beside the cache.
+    """
+    graph = file.signature(name)
+    inputs = [graph.input("tokens", tokens, np.int32), graph.input("control", (control,), np.int32),
+              graph.input("cache", *cache)]
+    # Weights come in as inputs: one copy in memory, whatever the number of files.
+    inputs += [graph.input(f"weights_{i}", a.shape, a.dtype) for i, a in enumerate(plan.arrays)]
+    made = graph.custom(OPERATOR, inputs, [cache, (out, np.float32)])
+    graph.finish(dict(zip(("new_cache", "logits"), made, strict=True)))
 
 
 def _rope(c, rope, shared) -> _Rope:

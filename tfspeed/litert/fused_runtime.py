@@ -13,10 +13,10 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.c_api import TensorType, call, new
 from tfspeed.litert.c_api import library as litert
 from tfspeed.litert.compiler import library
+from tfspeed.litert.fused_plan import OPERATOR
 from tfspeed.litert.runtime import check_file
 from tfspeed.quiet import captured_stderr
 
-OPERATOR = "tfspeed.decoder"
 STAGES = ("embed", "norm, quantize", "query, key, value", "rotate, cache", "attend", "out",
           "gate, up", "down", "head")
 _ERRORS = {1: "memory has run out", 2: "LiteRT copied the cache", 3: "an input is missing"}

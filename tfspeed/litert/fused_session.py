@@ -11,7 +11,7 @@ from tfspeed.memory import aligned
 
 # Fields of control, see kernels/decoder.c: of a call, and of each text before its table.
 CALL, TEXT = 8, 5
-TEXTS, ROWS, TIME, BLOCK, BLOCKS, WIDTH, LONGEST = range(7)
+TEXTS, ROWS, TIME, BLOCK, BLOCKS, WIDTH, LONGEST, PART = range(CALL)
 SLOT, COUNT, START, LAST, WANTED = range(TEXT)
 
 

@@ -223,11 +223,15 @@ class Decoder(Convertible, keras.Model):
 
     Args:
         initializer: of all matrices; `zeros` takes no time where a checkpoint will fill them.
+
+    Attributes:
+        numbers: which layers of the config `blocks` are: all, but for a stage of a pipeline.
     """
 
     def __init__(self, config: DecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.config = c = config
+        self.numbers = range(c.num_layers)
         policy = self.dtype_policy
         table = "zeros" if initializer == "zeros" else "uniform"
         self.embedding = keras.layers.Embedding(
@@ -306,23 +310,33 @@ class Decoder(Convertible, keras.Model):
             index: see `Attention`.
             run_block: see `forward`.
         """
-        c = self.config
-        x = self.embedding(tokens)
+        x, filled = self.through(self.embed(tokens, positions), positions, slots, caches, index,
+                                 run_block)
+        return self.final_norm(x), filled
+
+    def embed(self, tokens, positions):
+        """`[batch, length, hidden]`, what the first layer reads."""
+        c, x = self.config, self.embedding(tokens)
         if c.embedding_scale != 1.0:
             x = x * ops.cast(c.embedding_scale, x.dtype)
         if c.positions == "learned":
             x = x + self.position_embedding(ops.maximum(positions, 0))
+        return x
+
+    def through(self, x, positions, slots, caches, index, run_block=_whole):
+        """Hidden states after the last layer, before the final norm, and the new caches."""
+        c = self.config
         # Layers of one kind share their angles and their mask.
         ropes = {rope: rotation(positions, rope, c.rotary_dim)
-                 for rope in {c.layer_rope(i) for i in range(c.num_layers)} if rope}
+                 for rope in {c.layer_rope(i) for i in self.numbers} if rope}
         biases = {window: self._bias(positions, slots, window)
-                  for window in {c.window(i) for i in range(c.num_layers)}}
+                  for window in {c.window(i) for i in self.numbers}}
         filled = []
-        for i, block in enumerate(self.blocks):
-            x, cache = run_block(block, x, ropes.get(c.layer_rope(i)), biases[c.window(i)],
-                                 caches[i], index)
+        for i, block, cache in zip(self.numbers, self.blocks, caches, strict=True):
+            x, cache = run_block(block, x, ropes.get(c.layer_rope(i)), biases[c.window(i)], cache,
+                                 index)
             filled.append(cache)
-        return self.final_norm(x), filled
+        return x, filled
 
     def _bias(self, positions, slots, window: int):
         """What is added to the scores, float32 `[batch, 1 or heads, length, capacity]`."""

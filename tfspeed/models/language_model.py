@@ -24,11 +24,13 @@ class Placement:
         row_shares: how many parts the rows of a batch are split into; 1: all devices see all rows.
         exchanges: whether its devices exchange values inside a pass. Then neither XLA nor a
             tf.function of one replica can hold a pass; the model has `in_compiled_pieces`.
+        engines: kinds of engines that can run a model which is spread so; (): all.
     """
 
     devices: tuple[str, ...] = ()
     row_shares = 1
     exchanges = False
+    engines: tuple[str, ...] = ()
     engine = None
 
     def inside(self) -> "Placement":

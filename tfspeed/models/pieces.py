@@ -23,21 +23,21 @@ class Pieces:
         call to call, and may use no other layer's weights."""
         if not self.compiled:
             return function(layer, *args)
-        key = function, self._kind(layer)
+        if id(layer) not in self._kinds:
+            self._kinds[id(layer)] = kind_of(layer)
+        key = function, self._kinds[id(layer)]
         if key not in self._functions:
             self._functions[key] = _compiled(function, layer)
         return self._functions[key]([tf.convert_to_tensor(v.value) for v in layer.variables], *args)
 
-    def _kind(self, layer) -> tuple:
-        """Equal where two layers compute the same function of weights and arguments."""
-        if id(layer) not in self._kinds:
-            config = getattr(layer, "config", None)
-            below = [(name, type(inner), str(getattr(inner, "packing", "")))
-                     for name, inner in named_layers(layer)]
-            shapes = [(tuple(v.shape), keras.backend.standardize_dtype(v.dtype))
-                      for v in layer.variables]
-            self._kinds[id(layer)] = type(layer), config, tuple(below), tuple(shapes)
-        return self._kinds[id(layer)]
+
+def kind_of(layer: keras.layers.Layer) -> tuple:
+    """Equal where two layers compute the same function of weights and arguments."""
+    config = getattr(layer, "config", None)
+    below = [(name, type(inner), str(getattr(inner, "packing", "")))
+             for name, inner in named_layers(layer)]
+    shapes = [(tuple(v.shape), keras.backend.standardize_dtype(v.dtype)) for v in layer.variables]
+    return type(layer), config, tuple(below), tuple(shapes)
 
 
 def _compiled(function, layer):

@@ -17,6 +17,7 @@ class Shards(Placement):
     """Runs functions on all replicas of a strategy, each with all rows: the weights are split."""
 
     exchanges = True
+    engines = ("graph", "xla")
 
     def __init__(self, strategy: tf.distribute.Strategy, devices, engine=None):
         self.strategy, self.devices, self.engine = strategy, tuple(devices), engine

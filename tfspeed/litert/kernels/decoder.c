@@ -7,6 +7,9 @@
 // A step reads pieces of several texts, of any lengths: whole prompts of one length, one token of
 // each of thirty texts, or both. Every weight is read once for all of them.
 //
+// A plan may hold some of a decoder's layers, a stage of a pipeline: then hidden states, float
+// [tokens, hidden], stand in place of tokens, of logits, or of both.
+//
 // Inputs: tokens int32, of all texts behind each other; control int32: eight fields (see Step),
 // then a Text and its table for each; cache [layers, 2, blocks, kv_heads, block, dim]; plan; shared
 // blob; a blob a layer.
@@ -18,6 +21,7 @@
 #include "plan.h"
 #include "threads.h"
 
+enum { TAKES_HIDDEN = 1, GIVES_HIDDEN = 2 };
 enum { EMBED, PREPARE, QUERY_KEY_VALUE, ROTATE, ATTEND, OUT, GATE_UP, DOWN, HEAD, STAGES };
 
 typedef struct {
@@ -36,6 +40,7 @@ typedef struct {
   uint8_t *cache;
   float *logits;
   int texts, rows, timed, block, blocks, width, longest;  // control's fields; width: of a table
+  int part;  // the last one: TAKES_HIDDEN, GIVES_HIDDEN
   int outputs;
   // Scratch.
   float *x, *fused, *turned, *mixed, *gate, *up, *aside[2], *scores, *thin;
@@ -155,14 +160,16 @@ static void embed(Step *s, int thread, int threads) {
     const Text *text = text_of(s, s->owner[m]);
     int position = text->slot + m - s->first[s->owner[m]] - text->start;
     float *x = s->x + (size_t)m * width;
-    look_up(&p->embedding, s->shared, s->tokens[m], x);
+    if (s->part & TAKES_HIDDEN)
+      memcpy(x, (const float *)s->tokens + (size_t)m * p->hidden, p->hidden * sizeof(float));
+    else look_up(&p->embedding, s->shared, s->tokens[m], x);
     for (int i = p->hidden; i < width; i++) x[i] = 0;
     if (p->embedding_scale >= 0) {
       const float *scale = (const float *)(s->shared + p->embedding_scale);
       for (int i = 0; i < p->hidden; i++) x[i] *= scale[i];
     }
     if (position < 0) position = 0;  // padding
-    if (p->positions == LEARNED) {
+    if (p->positions == LEARNED && p->position_embedding >= 0) {
       int row = position < p->context ? position : p->context - 1;
       const float *learned =
           (const float *)(s->shared + p->position_embedding) + (size_t)row * p->hidden;
@@ -385,7 +392,8 @@ static void block(Step *s, int l, int thread, int threads) {
   if (l + 1 < p->layers)
     look_ahead(begins(&layer[1].query_key_value_first, &layer[1].query_key_value), s->blobs[l + 1],
                thread, threads);
-  else look_ahead(begins(&p->head_first, &p->head), s->shared, thread, threads);
+  else if (!(s->part & GIVES_HIDDEN))
+    look_ahead(begins(&p->head_first, &p->head), s->shared, thread, threads);
   barrier(thread, threads);
   int32_t norms[2] = {layer->attention_post_norm, p->parallel ? -1 : layer->mlp_post_norm};
   if (p->parallel) add_aside(s, blob, 2, norms, thread, threads);
@@ -413,12 +421,22 @@ static void logits(Step *s, int thread, int threads) {
   tick(s, thread, HEAD);
 }
 
+static void give_hidden(Step *s, int thread, int threads) {
+  int from, to, hidden = s->plan->hidden, width = up_to(hidden, LANES);
+  share(s->rows, thread, threads, &from, &to);
+  for (int m = from; m < to; m++)
+    memcpy(s->logits + (size_t)m * hidden, s->x + (size_t)m * width, hidden * sizeof(float));
+  barrier(thread, threads);
+  tick(s, thread, HEAD);
+}
+
 static void job(void *argument, int thread, int threads) {
   Step *s = argument;
   tick(s, thread, -1);
   embed(s, thread, threads);
   for (int l = 0; l < s->plan->layers; l++) block(s, l, thread, threads);
-  if (s->outputs) logits(s, thread, threads);
+  if (s->part & GIVES_HIDDEN) give_hidden(s, thread, threads);
+  else if (s->outputs) logits(s, thread, threads);
 }
 
 static Rows rows_of(int slot, int rows, int width) {

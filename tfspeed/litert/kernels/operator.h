@@ -42,7 +42,7 @@ static int run_step(Operator *op, size_t inputs, void **in, void **out) {
                .blobs = (const uint8_t *const *)in + BLOBS, .cache = out[0], .logits = out[1],
                .texts = control[0], .rows = control[1], .timed = control[2], .block = control[3],
                .blocks = control[4], .width = control[5], .longest = control[6],
-               .seconds = op->seconds};
+               .part = control[7], .seconds = op->seconds};
   int threads = op->threads < MAX_THREADS ? op->threads : MAX_THREADS;
   pthread_mutex_lock(&pool.turn);
   int fits = reserve(&step, threads);

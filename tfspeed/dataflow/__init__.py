@@ -1,0 +1,8 @@
+"""The graph of a model's operators, its mapping to processors, and a pipeline that executes it.
+
+`graph` traces a model and contracts its operators to blocks, `problem` is what a mapping is judged
+by, `chain` (exact) and `heft` (lists and local search) find one. `timing` measures what blocks and
+links take, `plan` maps a decoder's layers with it, `placing` does so on all workers. `stage` and
+`fused_stage` run some layers (`factory` makes them), `links` carries arrays between them, `ring` is
+all stages, `stream` what goes round, `pipeline` the engine over them, `explain` shows it.
+"""
