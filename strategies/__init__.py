@@ -14,6 +14,7 @@ from tfspeed.errors import TfspeedError
 STRATEGIES = {
     "baseline": "strategies.baseline:Baseline",
     "bfloat16": "strategies.cast:Bfloat16",
+    "cluster": "strategies.cluster:Cluster",
     "dataflow": "strategies.dataflow:Dataflow",
     "distill": "strategies.distill:Distill",
     "float16": "strategies.cast:Float16",
@@ -21,10 +22,9 @@ STRATEGIES = {
     "low_rank": "strategies.low_rank:LowRank",
     "mirrored": "strategies.mirrored:Mirrored",
     "multi_worker": "strategies.multi_worker:MultiWorker",
-    "quantize": "strategies.quantize:Quantize",
     "prune": "strategies.prune:Prune",
-    "cluster": "strategies.cluster:Cluster",
     "prune_structured": "strategies.prune_structured:PruneStructured",
+    "quantize": "strategies.quantize:Quantize",
     "speculative": "strategies.speculative:Speculative",
     "tensor_parallel": "strategies.tensor_parallel:TensorParallel",
 }
@@ -53,6 +53,11 @@ def create(names: str, options: dict | None = None) -> Strategy:
         if parts.count(name) > 1:
             raise TfspeedError("A strategy can be named once.", strategy=names)
     classes = [find(name) for name in parts]
+    deploying = [cls.name for cls in classes if cls.deploys]
+    if len(deploying) > 1:
+        raise TfspeedError("One strategy decides what runs where.", strategy=names,
+                           hint=f"Keep one of {' and '.join(deploying)}; tensor_parallel goes with "
+                                "mirrored or multi_worker.")
     made = [cls(options.get(name)) for name, cls in zip(parts, classes, strict=True)]
     return made[0] if len(made) == 1 else Composition(made)
 

@@ -31,6 +31,7 @@ class Strategy:
 
     name = ""
     Options: type = NoOptions
+    deploys = False  # whether it decides what runs where: one strategy of a composition can
 
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()

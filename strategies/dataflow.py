@@ -37,6 +37,7 @@ class Options:
 class Dataflow(Strategy):
     name = "dataflow"
     Options = Options
+    deploys = True
 
     def __init__(self, options=None):
         super().__init__(options)

@@ -64,6 +64,7 @@ class Replicas(Placement):
 class Mirrored(Strategy):
     name = "mirrored"
     Options = Options
+    deploys = True
 
     def __init__(self, options=None):
         super().__init__(options)

@@ -48,6 +48,7 @@ class Workers(Placement):
 class MultiWorker(Strategy):
     name = "multi_worker"
     Options = Options
+    deploys = True
 
     def __init__(self, options=None):
         super().__init__(options)

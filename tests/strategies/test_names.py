@@ -22,3 +22,10 @@ def test_a_strategy_is_imported_only_when_it_is_asked_for():
             "sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("names", ["mirrored+multi_worker", "dataflow+mirrored",
+                                   "quantize+multi_worker+dataflow"])
+def test_one_strategy_decides_what_runs_where(names):
+    with pytest.raises(TfspeedError, match="One strategy decides"):
+        strategies.create(names)
