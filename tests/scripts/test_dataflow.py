@@ -83,7 +83,7 @@ def test_quantized_layers_over_three_workers(tmp_path):
 
 def test_mistakes_are_told_with_exit_code_2(tmp_path):
     cases = [
-        (start("--strategy=dataflow+mirrored", cwd=tmp_path), "takes all workers"),
+        (start("--strategy=dataflow+tensor_parallel", cwd=tmp_path), "takes all workers"),
         (start("--explain", cwd=tmp_path), "--explain shows the stages"),
         (start("--strategy=dataflow", "--workers=1", "--explain", *MEASURED, cwd=tmp_path),
          "one worker has none"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts import forked
+
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / ".peers" / "litert_lm" / "bin" / "python"
 needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
@@ -95,15 +97,9 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     }
     if not importlib.util.find_spec("glassllm"):
         cases = {flags: words for flags, words in cases.items() if "glassllm" not in flags}
-    started = {}
-    for flags in cases:
-        if len(started) % 4 == 0:
-            for process in started.values():
-                process.wait(300)
-        started[flags] = start(*flags.split(), cwd=tmp_path)
-    for (flags, words), process in zip(cases.items(), started.values(), strict=True):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 2, (flags, out, err)
+    made = forked.calls("export.py", [flags.split() for flags in cases], tmp_path)
+    for (flags, words), (code, out, err) in zip(cases.items(), made, strict=True):
+        assert code == 2, (flags, out, err)
         assert words in err, (flags, err)
         assert err.startswith("error: "), (flags, err)
         assert "Traceback" not in err, (flags, err)

@@ -11,6 +11,7 @@ import keras
 import pytest
 
 from strategies import STRATEGIES
+from tests.scripts import forked
 from tfspeed.measure.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parents[2]
@@ -218,15 +219,9 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--threads=3000000000": "threads=3000000000",
         "--prompt= ": "prompt=",
     }
-    started = {}
-    for flag in cases:
-        if len(started) % 4 == 0:
-            for process in started.values():
-                process.wait(300)
-        started[flag] = start(flag, cwd=tmp_path)
-    for (flag, words), process in zip(cases.items(), started.values(), strict=True):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 2, (flag, out, err)
+    made = forked.calls("run.py", [[flag] for flag in cases], tmp_path)
+    for (flag, words), (code, out, err) in zip(cases.items(), made, strict=True):
+        assert code == 2, (flag, out, err)
         assert words in err, (flag, err)
         assert err.startswith("error: "), (flag, err)
         assert "Traceback" not in err, (flag, err)

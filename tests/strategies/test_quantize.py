@@ -56,7 +56,9 @@ def test_what_is_moved_between_layers_changes_nothing(make, method, monkeypatch)
     """With rounding taken out, smoothing and AWQ leave the function as it was."""
     monkeypatch.setattr("tfspeed.compression.replacing.pack",
                         lambda target, weight, scale=None: _assign(target, weight, scale))
-    monkeypatch.setattr(quantizing.Rounding, "weight", lambda self, name, matrix, gram: matrix)
+    monkeypatch.setattr(quantizing.Rounding, "weight",
+                        lambda self, name, matrix, gram, factor=None:
+                        matrix if factor is None else matrix * factor)
     model = make()
     assert error(quantized(model, method=method), model) < 1e-4
 
