@@ -172,8 +172,9 @@ def test_mistakes_are_told():
         piped(MODELS["gru"](), stages=2)
     with pytest.raises(TfspeedError, match="0 or more"):
         strategies.create("dataflow", {"dataflow": Options(stages=-1)})
-    with pytest.raises(TfspeedError, match="spread already"):
-        piped(tiny_decoder(), before="mirrored+", stages=2)
+    mirrored = strategies.create("mirrored")
+    with mirrored.scope(), pytest.raises(TfspeedError, match="spread already"):
+        piped(mirrored.apply(tiny_decoder()), stages=2)  # together they are refused by name
     with pytest.raises(TfspeedError, match="on one device"):
         piped(tiny_decoder(), "litert", stages=2)
 
