@@ -22,15 +22,14 @@ WAITING = ("Measured by the chief of the workers alone, on its own cores, while 
 
 
 _ON_WORKERS = ("multi_worker", "dataflow")
-_SPREADING = (*_ON_WORKERS, "mirrored", "tensor_parallel")
 
 
 def member_of(flags, strategy) -> Callable[[], Member] | None:
     """What joins the cluster, where a strategy runs on workers; None where none does."""
     parts = getattr(strategy, "parts", [strategy])
     found = [part for part in parts if part.name in _ON_WORKERS]
-    if "dataflow" in (part.name for part in found) and len(
-            spread := [part.name for part in parts if part.name in _SPREADING]) > 1:
+    spread = [part.name for part in parts if part.name in ("dataflow", "tensor_parallel")]
+    if len(spread) > 1:  # others that deploy are refused by `strategies.create`
         raise TfspeedError("A pipeline takes all workers, and each of them one device.",
                            strategy=flags.strategy, spread_by=spread,
                            hint="Name one strategy that spreads the model or the requests.")

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import signal
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from tests.scripts.test_multi_worker import (
     expected,
     lines,
     start,
+    told_of_the_loss,
     wait_for,
     worker,
 )
@@ -60,15 +60,7 @@ def test_every_prompt_has_one_answer_whoever_is_killed(tmp_path, index):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_killed_or_frozen_while_measuring_is_one_message(tmp_path, sent):
     process = start("--strategy=dataflow", *MEASURED, "--repetitions=100000", cwd=tmp_path)
-    other = worker(process, 1)
-    assert "Timing will take" in process.stderr.readline()
-    begun = time.monotonic()
-    other.send_signal(sent)
-    code, _, err = end(process)
-    assert code == 2
-    assert err.startswith("error: Worker 1 (127.0.0.1:")
-    assert len(err.splitlines()) == 1
-    assert time.monotonic() - begun < 120  # and no hang
+    told_of_the_loss(process, sent, 120)
 
 
 @pytest.mark.slow

@@ -50,6 +50,19 @@ def worker(supervisor, index, deadline=120):
     raise TimeoutError
 
 
+def told_of_the_loss(process, sent, seconds):
+    """Sends a signal to worker 1 while it is timed: one message says so, and nothing hangs."""
+    other = worker(process, 1)
+    assert "Timing will take" in process.stderr.readline()
+    begun = time.monotonic()
+    other.send_signal(sent)
+    code, _, err = end(process)
+    assert code == 2
+    assert err.startswith("error: Worker 1 (127.0.0.1:")
+    assert len(err.splitlines()) == 1
+    assert time.monotonic() - begun < seconds
+
+
 def wait_for(condition, deadline=200):
     limit = time.monotonic() + deadline
     while not condition():
@@ -125,15 +138,7 @@ def test_the_main_job_over_two_workers(tmp_path):
 @pytest.mark.slow
 def test_a_worker_killed_while_measuring_is_one_message(tmp_path):
     process = start("--strategy=multi_worker", *MEASURED, "--repetitions=100000", cwd=tmp_path)
-    killed = worker(process, 1)
-    assert "Timing will take" in process.stderr.readline()
-    begun = time.monotonic()
-    killed.send_signal(signal.SIGKILL)
-    code, _, err = end(process)
-    assert code == 2
-    assert err.startswith("error: Worker 1 (127.0.0.1:")
-    assert len(err.splitlines()) == 1
-    assert time.monotonic() - begun < 100  # and no hang
+    told_of_the_loss(process, signal.SIGKILL, 100)
 
 
 @pytest.mark.slow

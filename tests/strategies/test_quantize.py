@@ -8,7 +8,7 @@ import strategies
 from strategies.quantize import Options, Quantize
 from tests.compression.test_core import einsum_model
 from tests.conftest import tiny_decoder, tiny_recurrent, tiny_uncached
-from tfspeed.compression import quantizing
+from tfspeed.compression import hessian, quantizing
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.gptq import compensated
@@ -87,7 +87,8 @@ def test_gptq_beats_rounding_on_what_the_layer_reads():
     assert found["awq"] <= found["rtn"] * 1.01
     # Calibrated codes are not the rounded ones (Keras 3.15's own GPTQ gives those).
     plain = quantizing.Rounding(4, 32, "rtn", 8, "^$").weight("w", matrix, gram)
-    assert (compensated("w", matrix, 4, 32, gram).data != plain.data).mean() > 0.05
+    calibrated = compensated("w", matrix, 4, 32, hessian.inverse_root(gram))
+    assert (calibrated.data != plain.data).mean() > 0.05
 
 
 @pytest.mark.parametrize("method", quantizing.METHODS)

@@ -2,10 +2,11 @@
 
 import ipaddress
 import os
+import shutil
 from pathlib import Path
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.compiler import small_library
+from tfspeed.litert.compiler import kept_folder, small_library
 
 _SOURCE = Path(__file__).with_name("bind.c")
 ANYWHERE = "0.0.0.0"
@@ -35,8 +36,12 @@ def environment(bind: str, folder: Path) -> dict[str, str]:
 
 
 def _library(folder: Path) -> Path:
+    def lasting(path):
+        """In the caller's folder, where the cache could not keep it."""
+        return path if path.parent == kept_folder() else Path(shutil.copy(path, folder))
+
     try:
-        return small_library(_SOURCE, ["-O2"], folder)
+        return small_library(_SOURCE, ["-O2"], lasting)
     except TfspeedError as error:
         raise TfspeedError(
             "TensorFlow's server listens on every address of a machine; to hold it to one, a few "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tfspeed.compression.hessian import inverse_root
 from tfspeed.litert.gptq import compensated
 from tfspeed.litert.smooth import channel_factors
 from tfspeed.litert.weights import Weight, fitting, joined, pack
@@ -42,14 +43,15 @@ class Rounding:
             gram: mean of `x xᵀ` of its inputs, `[in, in]`; None: rounded to the nearest.
             factor: `t` of each channel, `[in]`: `matrix · t` is rounded, whose inputs are `x / t`.
         """
-        if factor is not None and gram is not None:
-            gram = gram / np.outer(factor, factor)
         bits, block = self.form(name, matrix.shape[1])
+        root = None
+        if self.method == "gptq" and gram is not None:
+            root = inverse_root(gram if factor is None else gram / np.outer(factor, factor))
 
         def rounded(rows):
             rows = rows if factor is None else rows * factor
-            if self.method == "gptq" and gram is not None:
-                return compensated(name, rows, bits, block, gram)
+            if root is not None:
+                return compensated(name, rows, bits, block, root)
             return pack(name, rows, bits, block)
 
         return joined([rounded(rows) for rows in _some_rows(matrix)])

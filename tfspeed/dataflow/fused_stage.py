@@ -1,10 +1,8 @@
 """A stage of a pipeline that runs the fused operator over its layers: see `engines/fused.py`."""
 
-import time
-from collections import defaultdict
-
 import numpy as np
 
+from tfspeed.dataflow.stage import Calls
 from tfspeed.engines import sampling as samplers
 from tfspeed.engines.fused import FusedEngine
 from tfspeed.engines.litert_base import loaded
@@ -84,7 +82,7 @@ class _Opened:
             self.control[PART] &= ~_GIVES_HIDDEN
 
 
-class FusedStage:
+class FusedStage(Calls):
     """Answers the messages that `stage.Stage` does.
 
     Args:
@@ -95,23 +93,16 @@ class FusedStage:
     """
 
     def __init__(self, engine: FusedEngine, numbers, first: bool, last: bool, head: bool = False):
-        self.config, self.layers, self.first, self.last = engine.config, len(numbers), first, last
+        super().__init__(last)
+        self.config, self.layers, self.first = engine.config, len(numbers), first
         self.half, self.threads = engine.half, engine.threads
         self.plan = fused_plan.make(engine.config, engine.packed, engine.half, numbers, first, last)
         self.apart = FusedStage(engine, (), False, True) if head and not last else None
         self.weights_bytes = sum(array.nbytes for array in self.plan.arrays) + (
             self.apart.weights_bytes if self.apart else 0)
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.traces = 0
         self._opened: _Opened | None = None
         self._scorer: _Opened | None = None
         self._groups: dict[int, tuple[int, np.ndarray]] = {}  # slots filled, first slots used
-
-    def __call__(self, header: dict, arrays: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
-        kind, start = header["kind"], time.perf_counter()
-        out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
-        self.seconds[kind].append(time.perf_counter() - start)
-        return header, [out] if self._ends(header) else [out, *passed_on]
 
     def forget(self) -> None:
         """The caches are overwritten by whoever comes next."""
@@ -120,10 +111,6 @@ class FusedStage:
     def rewind(self, slots: int) -> None:
         """All groups go on from so many filled slots."""
         self._groups = {group: (slots, starts) for group, (_, starts) in self._groups.items()}
-
-    def _ends(self, header) -> bool:
-        """Whether tokens come out."""
-        return header["kind"] == "head" or (self.last and header.get("head", True))
 
     def _prefill(self, header, x, lengths, *seeds):
         rows, length = x.shape[:2]

@@ -27,7 +27,7 @@ class PipelineEngine(Engine):
     """The leader calls `generate` and `score`, other workers `serve`.
 
     Args:
-        inner: the engine of one device: `graph` or `xla`.
+        inner: the engine of one device: `graph`, `xla` or `fused`.
         stages: a `ring.Threads` or `ring.Workers`.
         microbatches: groups of rows; 0: one a stage.
 

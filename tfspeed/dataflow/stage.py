@@ -47,7 +47,34 @@ class StageDecoder(Decoder):
         return (self.final_norm(x) if self.last else x), filled
 
 
-class Stage:
+class Calls:
+    """How stages answer a message, `_<kind>` of a subclass, and time it.
+
+    Args:
+        last: whether tokens come out, unless a header says that `head` is elsewhere.
+
+    Attributes:
+        seconds: of each call, by kind.
+        traces: see `Engine`.
+    """
+
+    def __init__(self, last: bool):
+        self.last, self.traces = last, 0
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, header: dict, arrays: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
+        kind, start = header["kind"], time.perf_counter()
+        out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
+        out = np.asarray(out)
+        self.seconds[kind].append(time.perf_counter() - start)
+        return header, [out] if self._ends(header) else [out, *passed_on]
+
+    def _ends(self, header) -> bool:
+        """Whether tokens come out."""
+        return header["kind"] == "head" or (self.last and header.get("head", True))
+
+
+class Stage(Calls):
     """Answers messages: a header, which JSON can hold, and arrays. KV caches stay here, by group.
 
     `prefill` (x, lengths, [seeds]) reads some rows of a group's prompts into new caches; `step`
@@ -55,26 +82,14 @@ class Stage:
     (x) gives hidden states, or logits, after each token of whole texts. The last stage gives
     int32 `[rows]`, the chosen tokens, where others give hidden states. Where a header says that
     `head` is elsewhere, it gives hidden states too, which `head` (x, [seeds]) makes tokens of.
-
-    Attributes:
-        seconds: of each call, by kind.
-        traces: see `Engine`.
     """
 
     def __init__(self, decoder: StageDecoder, jit_compile: bool):
+        super().__init__(decoder.last)
         self.decoder = decoder
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.traces = 0
         self._jit_compile = jit_compile
         self._functions: dict = {}
         self._states: dict[int, list] = {}
-
-    def __call__(self, header: dict, arrays: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
-        kind, start = header["kind"], time.perf_counter()
-        out, passed_on = getattr(self, f"_{kind}")(header, *arrays)
-        out = out.numpy()
-        self.seconds[kind].append(time.perf_counter() - start)
-        return header, [out] if self._ends(header) else [out, *passed_on]
 
     @property
     def weights_bytes(self) -> int:
@@ -86,10 +101,6 @@ class Stage:
 
     def rewind(self, slots: int) -> None:
         """Nothing: a state that is full is written to at its end."""
-
-    def _ends(self, header) -> bool:
-        """Whether tokens come out."""
-        return header["kind"] == "head" or (self.decoder.last and header.get("head", True))
 
     def _prefill(self, header, x, lengths, *seeds):
         function = self._function("prefill", header)

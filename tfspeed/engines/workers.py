@@ -21,10 +21,11 @@ from tfspeed.cluster.member import Member
 from tfspeed.digest import digest
 from tfspeed.engines.base import FINISHED, Engine
 from tfspeed.engines.sampling import Sampling
+from tfspeed.engines.wrapping import Wrapping
 from tfspeed.errors import TfspeedError
 
 
-class WorkersEngine(Engine):
+class WorkersEngine(Wrapping):
     """The chief calls `generate`, all others `serve`. To be made by all, who must have the same
     weights.
 
@@ -32,13 +33,10 @@ class WorkersEngine(Engine):
     """
 
     def __init__(self, inner: Engine, member: Member, chunk: int):
-        # Before the base: `traces` is the inner engine's.
-        self.inner, self.member, self.chunk = inner, member, chunk
-        super().__init__(inner.name, inner.model)
-        self.profile_source = inner.profile_source
+        super().__init__(inner)
+        self.member, self.chunk = member, chunk
         self.together = inner.model.placement.exchanges
-        self.notes = [
-            *inner.notes,
+        self.notes += [
             f"Tokens are gathered {chunk} at a time, the first one at once. Times are the chief's "
             "clock when it has the tokens of all workers; single gaps (itl_s) are of bursts. "
             "Quality is measured by " + ("all workers together." if self.together else
@@ -48,22 +46,6 @@ class WorkersEngine(Engine):
             member.agree({"weights": digest(v.numpy() for v in inner.model.keras_model.weights)})
 
     @property
-    def traces(self):
-        return self.inner.traces
-
-    @traces.setter
-    def traces(self, value):
-        self.inner.traces = value
-
-    @property
-    def weights_bytes(self):
-        return self.inner.weights_bytes
-
-    @property
-    def dtype(self):
-        return self.inner.dtype
-
-    @property
     def devices(self):
         return tuple(f"worker {i}" for i in range(self.member.count))
 
@@ -71,22 +53,10 @@ class WorkersEngine(Engine):
     def row_shares(self):
         return 1 if self.together else self.member.count
 
-    def step_bytes(self, batch, context):
-        return self.inner.step_bytes(batch, context)
-
     def score(self, tokens):
         if self.together:
             self.member.tell({"scored": np.asarray(tokens).tolist()})
         return self.inner.score(tokens)
-
-    def profile(self, prompts):
-        return self.inner.profile(prompts)
-
-    def start_counting(self):
-        self.inner.start_counting()
-
-    def counted(self):
-        return self.inner.counted()
 
     def serve(self) -> None:
         """Takes part in the chief's generations until it tells None."""

@@ -17,7 +17,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tfspeed.cache import cache_folder
 from tfspeed.devices import cpu_model
@@ -53,63 +55,72 @@ def library() -> ctypes.CDLL:
     Raises:
         TfspeedError: there is no compiler, or every one fails.
     """
-    commands = compilers()
-    if not commands:
+    if not compilers():
         raise TfspeedError("The fused engine compiles its kernels, and needs a C compiler for "
                            "that.", CC=os.environ.get("CC"),
                            hint="Install gcc or clang, or `pip install ziglang`; "
                                 "--engine=litert needs none.")
     flags = shlex.split(os.environ.get("CFLAGS", ""))
-    kept = [_folder() / f"kernels-{_key(command, flags)}.so" for command in commands]
-    for path in kept:
-        if path.is_file() and ours(path.parent) and ours(path):
-            return _load(path)
-    failures = []
-    for command, path in zip(commands, kept, strict=True):
-        # Of this call alone; what is loaded may be removed.
-        with tempfile.TemporaryDirectory(prefix="tfspeed") as folder:
-            made = Path(folder) / path.name
-            failure = _compile(command, flags, made)
-            if failure is None:
-                return _load(path if keep(made, path) else made)
-            failures.append(failure)
+    loaded, failures = _obtained("kernels", lambda command: _key(command, flags),
+                                 lambda command, path: _compile(command, flags, path), _load)
+    if loaded is not None:
+        return loaded
     command, said = failures[0]
     raise TfspeedError("The fused engine's kernels could not be compiled.", command=command,
                        hint=("They need gcc 12 or clang 15: set CC, or `pip install ziglang`. "
                              if "_Float16" in said else "") + said[-300:])
 
 
-def small_library(source: Path, flags: list[str], folder: Path | None = None) -> Path:
-    """A file of a few lines of C, compiled once and kept.
-
-    Args:
-        folder: of the caller's own, where it goes if the cache cannot be written.
+def small_library(source: Path, flags: list[str], use: Callable[[Path], Any]):
+    """What `use` makes of a file of a few lines of C, compiled once and kept. Where it could not be
+    kept, the path that `use` is given is gone afterwards.
 
     Raises:
-        TfspeedError: there is no compiler, or every one fails, or nothing can be written.
+        TfspeedError: there is no compiler, or every one fails.
     """
-    failure = "there is no C compiler"
-    for command in compilers():
-        key = hashlib.sha256("\0".join([*command, *flags, _processor()]).encode()
-                             + source.read_bytes()).hexdigest()[:16]
-        path = _folder() / f"{source.stem}-{key}.so"
+    def key(command):
+        parts = "\0".join([*command, *flags, _processor()]).encode()
+        return hashlib.sha256(parts + source.read_bytes()).hexdigest()[:16]
+
+    def build(command, path):
+        return _run([*command, *flags, "-shared", "-fPIC", "-o", str(path), str(source), "-ldl"])
+
+    made, failures = _obtained(source.stem, key, build, use)
+    if made is None:
+        raise TfspeedError(f"{source.name} could not be compiled.",
+                           cause=failures[0][1][-300:] if failures else "there is no C compiler",
+                           hint="Install gcc or clang, or `pip install ziglang`.")
+    return made
+
+
+def _obtained(stem: str, key: Callable, build: Callable, use: Callable):
+    """What `use` makes of a library that was kept, or else of one that is compiled now.
+
+    Args:
+        key: of a compiler's command, of all that the library follows from.
+        build: compiles with a command to a path; gives the command and what it said if that fails.
+
+    Returns:
+        That, or None; and the failures of the compilers that were tried.
+    """
+    commands, failures = compilers(), []
+    kept = [kept_folder() / f"{stem}-{key(command)}.so" for command in commands]
+    for path in kept:
         if path.is_file() and ours(path.parent) and ours(path):
-            return path
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            made = Path(beside) / f"{source.stem}.so"
-            done = subprocess.run([*command, *flags, "-shared", "-fPIC", "-o", str(made),
-                                   str(source), "-ldl"], capture_output=True, text=True)
-            if done.returncode == 0:
-                if keep(made, path):
-                    return path
-                if folder is not None:
-                    return made.replace(folder / made.name)
-            failure = done.stderr.strip()[-300:] or "its folder cannot be written"
-    raise TfspeedError(f"{source.name} could not be compiled.", cause=failure,
-                       hint="Install gcc or clang, or `pip install ziglang`.")
+            return use(path), failures
+    for command, path in zip(commands, kept, strict=True):
+        # Of this call alone; what is loaded may be removed.
+        with tempfile.TemporaryDirectory(prefix="tfspeed") as folder:
+            made = Path(folder) / path.name
+            failure = build(command, made)
+            if failure is None:
+                return use(path if keep(made, path) else made), failures
+            failures.append(failure)
+    return None, failures
 
 
-def _folder() -> Path:
+def kept_folder() -> Path:
+    """Where compiled libraries lie."""
     return cache_folder() / "kernels"
 
 
@@ -174,12 +185,17 @@ def _processor() -> str:
 
 
 def _compile(compiler: list[str], flags: list[str], path: Path) -> tuple[str, str] | None:
-    """Compiles to `path`; gives the command and what it said where that fails."""
+    """Compiles the kernels to `path`; gives the command and what it said where that fails."""
     # Some compilers call it -mcpu: without either, the code is right, and slow.
     for native in (["-march=native"], ["-mcpu=native"], []):
-        command = [*compiler, *_FLAGS, *native, *flags, "-o", str(path),
-                   str(SOURCES / "decoder.c"), "-lm", "-lpthread"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
+        failure = _run([*compiler, *_FLAGS, *native, *flags, "-o", str(path),
+                        str(SOURCES / "decoder.c"), "-lm", "-lpthread"])
+        if failure is None:
             return None
-    return " ".join(command), done.stderr.strip()
+    return failure
+
+
+def _run(command: list[str]) -> tuple[str, str] | None:
+    """The command and what it said, if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return None if done.returncode == 0 else (" ".join(command), done.stderr.strip())

@@ -25,15 +25,15 @@ def pack_int4(name: str, matrix: np.ndarray, block: int, inputs: np.ndarray) -> 
         inputs: calibration inputs of the product, `[tokens, in]`; each token counts as the others.
     """
     x = normalized(inputs)
-    return compensated(name, matrix, 4, block, x.T @ x / len(x))
+    return compensated(name, matrix, 4, block, hessian.inverse_root(x.T @ x / len(x)))
 
 
 def compensated(name: str, matrix: np.ndarray, bits: int, block: int,
-                gram: np.ndarray) -> Weight:
+                root: np.ndarray) -> Weight:
     """As `weights.pack` with 4 or 8 bits, compensated.
 
     Args:
-        gram: mean of `x xᵀ` over calibration tokens, `[in, in]`.
+        root: of the mean of `x xᵀ` over calibration tokens, see `hessian.inverse_root`.
     """
     width, least, most = block or matrix.shape[1], -2 ** (bits - 1), 2 ** (bits - 1) - 1
     values = np.empty(matrix.shape[::-1], np.int8)
@@ -50,7 +50,7 @@ def compensated(name: str, matrix: np.ndarray, bits: int, block: int,
 
         return rounded
 
-    hessian.compensated(matrix, hessian.inverse_root(gram), width, plan)
+    hessian.compensated(matrix, root, width, plan)
     values, scales = np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
     return (packed_eight_bits(name, values, scales) if bits == 8
             else packed_four_bits(name, values, scales, block))

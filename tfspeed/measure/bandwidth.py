@@ -68,7 +68,8 @@ def device_read_bandwidth(device: str, buffer_bytes: int = 1 << 30) -> float:
 def _read() -> Callable[[np.ndarray], object]:
     """Reads an array of uint64 once."""
     try:
-        function = ctypes.CDLL(str(small_library(_SOURCE, ["-O3", "-march=native"]))).tfspeed_read
+        function = small_library(_SOURCE, ["-O3", "-march=native"],
+                                 lambda path: ctypes.CDLL(str(path))).tfspeed_read
     except (TfspeedError, OSError):
         return np.bitwise_or.reduce
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_uint64

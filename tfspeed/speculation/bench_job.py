@@ -73,7 +73,7 @@ def measure(engine, group: str, prompt: str, flags, advance) -> dict:
         prompt = tokenizer.chat([{"role": "user", "content": prompt}])
     ids = tokenizer.encode(prompt)
     seconds, tokens = {"plain": [], "drafts": []}, {}
-    sides = [("plain", engine.plain), ("drafts", engine)]
+    sides = [("plain", engine.inner), ("drafts", engine)]
     for i in range(flags.repetitions + 1):
         if i == 1:
             engine.start_counting()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfspeed.engines.base import Engine
+from tfspeed.engines.wrapping import Wrapping
 from tfspeed.errors import TfspeedError
 from tfspeed.speculation import Speculation
 from tfspeed.speculation.account import Account
@@ -14,15 +15,15 @@ _NOTES = {"lookup": "what came after the same tokens before",
           "early_exit": "the model's first {layers} layers", "low_bit": "its copy in {weights}"}
 
 
-class SpeculativeEngine(Engine):
+class SpeculativeEngine(Wrapping):
     """Continues one text at a time with drafts; several at once as the engine inside does.
 
     After each drafted token the model chooses as it does without drafts: the likeliest token, or
     under sampling the one that it draws there, with the same random numbers. So a drafted token is
     kept with its probability, as rejection sampling (arXiv:2211.17192) keeps a certain guess.
 
-    Attributes:
-        plain: the engine without drafts.
+    Args:
+        inner: the engine without drafts.
     """
 
     def __init__(self, inner: Engine, speculation: Speculation):
@@ -34,9 +35,8 @@ class SpeculativeEngine(Engine):
             raise TfspeedError("Speculation continues a text on one device.",
                                devices=list(inner.devices),
                                hint="Leave mirrored or tensor_parallel out.")
-        self.plain, self._speculation = inner, speculation  # first: `traces` is the inner's
-        super().__init__(inner.name, inner.model)
-        self.profile_source = inner.profile_source
+        super().__init__(inner)
+        self._speculation = speculation
         layers = inner.model.config.num_layers
         self._exit_layer = exit_layer(speculation, layers)
         self._widths = tuple(w for w in inner.pass_widths if w <= speculation.tokens + 1)
@@ -50,37 +50,12 @@ class SpeculativeEngine(Engine):
         self._counts = Counts()
         what = _NOTES[speculation.draft].format(layers=self._exit_layer,
                                                 weights=speculation.draft_weights)
-        self.notes = [*inner.notes, f"Drafts of up to {self._widths[-1] - 1} tokens are {what}; a "
-                      "batch of several texts runs without drafts."]
-
-    @property
-    def traces(self):
-        return self.plain.traces
-
-    @traces.setter
-    def traces(self, value):
-        self.plain.traces = value
+        self.notes.append(f"Drafts of up to {self._widths[-1] - 1} tokens are {what}; a batch of "
+                          "several texts runs without drafts.")
 
     @property
     def weights_bytes(self):
-        return self.plain.weights_bytes + (self._copy.weights_bytes if self._copy else 0)
-
-    @property
-    def dtype(self):
-        return self.plain.dtype
-
-    @property
-    def devices(self):
-        return self.plain.devices
-
-    def step_bytes(self, batch, context):
-        return self.plain.step_bytes(batch, context)
-
-    def score(self, tokens):
-        return self.plain.score(tokens)
-
-    def profile(self, prompts):
-        return self.plain.profile(prompts)
+        return self.inner.weights_bytes + (self._copy.weights_bytes if self._copy else 0)
 
     def start_counting(self):
         self._counts = Counts()
@@ -90,7 +65,7 @@ class SpeculativeEngine(Engine):
 
     def _generate(self, prompts, new_tokens, sampling, stop_tokens):
         if len(prompts) > 1 or new_tokens == 1:
-            yield from self.plain.generate(prompts, new_tokens, sampling, stop_tokens)
+            yield from self.inner.generate(prompts, new_tokens, sampling, stop_tokens)
             return
         stops, count = set(stop_tokens.tolist()), 0
         # Of their own, while others generate.
@@ -117,7 +92,7 @@ class SpeculativeEngine(Engine):
         text = self._texts.pop() if self._texts else None
         if text is None or not text.fits(prompt_tokens, new_tokens):
             layer = self._exit_layer if self._speculation.draft == "early_exit" else 0
-            text = self.plain.open_text(prompt_tokens, new_tokens, self._widths, layer)
+            text = self.inner.open_text(prompt_tokens, new_tokens, self._widths, layer)
         return text
 
     def _drafter(self) -> Drafter:
