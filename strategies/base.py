@@ -32,6 +32,7 @@ class Strategy:
     name = ""
     Options: type = NoOptions
     deploys = False  # whether it decides what runs where: one strategy of a composition can
+    reads_part = False  # whether it takes weights that are still in their file, and reads its own
 
     def __init__(self, options=None):
         self.options = options if options is not None else self.Options()
@@ -88,6 +89,11 @@ class Composition(Strategy):
     @property
     def label(self):
         return "+".join(part.label for part in self.parts)
+
+    @property
+    def reads_part(self):
+        *before, last = self.parts
+        return last.reads_part and all(part.deploys for part in before)
 
     @property
     def max_perplexity_increase(self):

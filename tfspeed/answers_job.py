@@ -34,7 +34,7 @@ def run(flags, prompts: list[str], strategy, calibration, sampling: Sampling,
         new_tokens: int | None) -> None:
     """Answers all prompts; each answer is journaled as soon as it is finished."""
     with strategy.scope():
-        model = strategy.apply(load(flags.model, flags.dtype), calibration)
+        model = strategy.apply(load(flags.model, flags.dtype, strategy.reads_part), calibration)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise TfspeedError("--prompts needs a tokenizer, and this model has none.",

@@ -68,7 +68,7 @@ def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
 
 def _follow(flags, strategy, calibration) -> None:
     with strategy.scope():
-        model = strategy.apply(load(flags.model, flags.dtype), calibration)
+        model = strategy.apply(load(flags.model, flags.dtype, strategy.reads_part), calibration)
     engines.create(flags.engine, model).serve()
 
 

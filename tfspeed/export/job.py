@@ -1,6 +1,7 @@
 """The job behind `scripts/export.py`: load, change, write, run what was written, record it."""
 
 import contextlib
+import gc
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tfspeed.litert.packed_cache import packed
 from tfspeed.main_job import read_calibration, read_text
 from tfspeed.measure.experiment import text_windows
 from tfspeed.measure.progress import Progress
+from tfspeed.memory import give_back
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.keras_file import save_keras
 from tfspeed.models.language_model import LanguageModel
@@ -102,6 +104,8 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
     try:
         with files.appearing(target) as beside, saved_model.no_gradients():
             write(beside, model, form, weights, context, bar)
+            gc.collect()  # of traced functions, which hold one another
+            give_back()
             found = prove(beside, model, reference, form, context, windows, bar)
             if note:  # random tokens have no perplexity worth the name
                 for name in ("perplexity", "perplexity_delta", "baseline_perplexity",
@@ -120,6 +124,7 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
                            path=str(target), cause=getattr(error, "strerror", None)
                            or str(error).splitlines()[0][:200]) from error
     summary(bar, target, record)
+    give_back()
     return target
 
 

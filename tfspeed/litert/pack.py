@@ -17,6 +17,7 @@ from tfspeed.litert.folding import even_out
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.smooth import factors, walk
 from tfspeed.litert.weights import Weight, pack
+from tfspeed.memory import give_back
 from tfspeed.models.decoder import MLP, Attention, Block, Decoder
 from tfspeed.models.packed import PackedEmbedding
 
@@ -108,8 +109,11 @@ class Packer:
         if self.calibration is None:
             blocks = [self._block(block, None) for block in decoder.blocks]
         else:
-            hidden = walk(decoder, self.calibration,
-                          lambda block, inputs: blocks.append(self._block(block, inputs)))
+            def see(block, inputs):
+                blocks.append(self._block(block, inputs))
+                give_back()  # of the float matrices: the next block's come on top otherwise
+
+            hidden = walk(decoder, self.calibration, see)
         final_norm = _norm(decoder.final_norm)
         scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
         positions = None

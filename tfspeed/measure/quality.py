@@ -27,15 +27,22 @@ class Comparison:
     logits at once would not fit."""
 
     def __init__(self):
-        self._losses = []  # float64 [2, length - 1] of each window, the baseline's first
+        self._losses = []  # float64 [2, tokens] of each part of a window, the baseline's first
         self._sums = np.zeros(2)
 
     def add(self, window: np.ndarray, reference, logits) -> None:
         """Takes one window, int32 `[length]`, and what both made of it, float32 logits
-        `[1, length, vocabulary]`; these may be one object."""
-        losses, sums = _compared(reference, logits, tf.constant(window))
-        self._losses.append(losses.numpy().astype(np.float64))
-        self._sums += sums.numpy()
+        `[1, length, vocabulary]`; these may be one object.
+
+        The last position predicts a token outside of the window and is left out. Some tokens at a
+        time: comparing takes six arrays as large as the logits.
+        """
+        for start in range(0, len(window) - 1, _BLOCK):
+            part = slice(start, min(start + _BLOCK, len(window) - 1))
+            losses, sums = _compared(reference[0, part], logits[0, part],
+                                     tf.constant(window[part.start + 1:part.stop + 1]))
+            self._losses.append(losses.numpy().astype(np.float64))
+            self._sums += sums.numpy()
 
     def result(self) -> dict:
         """`perplexity`, `perplexity_delta` and its interval, `kl_divergence`, `top1_agreement`,
@@ -92,14 +99,16 @@ def interval(differences: np.ndarray, draws: int = 2000) -> dict:
 
 @tf.function(reduce_retracing=True)
 def _compared(reference, logits, tokens):
-    """Losses of a window, float32 `[2, length - 1]`, and sums of KL divergence and agreements,
+    """Losses of some tokens, float32 `[2, tokens]`, and sums of KL divergence and agreements,
     float64 `[2]`.
 
-    The last position predicts a token outside of the window and is left out.
+    Args:
+        reference, logits: `[tokens, vocabulary]`, what predicted each.
+        tokens: int32 `[tokens]`.
     """
-    p = tf.nn.log_softmax(tf.cast(reference[0, :-1], tf.float32))
-    q = tf.nn.log_softmax(tf.cast(logits[0, :-1], tf.float32))
-    targets = tokens[1:, None]
+    p = tf.nn.log_softmax(tf.cast(reference, tf.float32))
+    q = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    targets = tokens[:, None]
     losses = [-tf.gather(p, targets, batch_dims=1)[:, 0],
               -tf.gather(q, targets, batch_dims=1)[:, 0]]
     parts = (tf.reduce_sum(tf.exp(p) * (p - q), axis=-1),

@@ -11,6 +11,7 @@ Names (kernels are `[in, out]`, as Keras has them; `i` counts layers):
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +22,7 @@ from tfspeed.memory import aligned, lent
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.conversion import unallocated
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.unread import later
 
 _FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
 
@@ -70,8 +72,12 @@ def named_variables(decoder: Decoder) -> dict:
     return found
 
 
-def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
-    """Makes a decoder and fills it. Every tensor must be there and have its shape."""
+def build_decoder(checkpoint: Checkpoint, dtype: str = "float32", unread: bool = False) -> Decoder:
+    """Makes a decoder and fills it. Every tensor must be there and have its shape.
+
+    Args:
+        unread: leaves the values where they are: see `unread.values`.
+    """
     asked, held = checkpoint.config.parameter_count, checkpoint.parameters
     if held is not None and asked > held:
         # Before anything is allocated: a damaged config can ask for terabytes.
@@ -83,41 +89,48 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     variables, unused = named_variables(decoder), set(checkpoint.tensors)
     for name in variables:
         unused -= set(_sources(name, checkpoint.tensors))
-    with ThreadPoolExecutor(available_cores()) as pool:
-        def fill(name, variable):
-            return _filled(checkpoint, name, tuple(variable.shape), variable.dtype)
-
-        # In order, so that of several faults the first is told.
-        for variable, value in zip(variables.values(), pool.map(fill, variables,
-                                                                variables.values()), strict=True):
-            variable._initialize(value)
     if unused:
         raise TfspeedError(
             f"{checkpoint.name} holds tensors that its config has no place for.",
             tensors=sorted(unused)[:6],
             hint="Running without them would give wrong answers; the config must match.")
+
+    def fill(name, variable):
+        return _filled(checkpoint, name, tuple(variable.shape), variable.dtype)
+
+    if unread:
+        for name, variable in variables.items():
+            later(variable, partial(fill, name, variable))
+        return decoder
+    with ThreadPoolExecutor(available_cores()) as pool:
+        # In order, so that of several faults the first is told.
+        for variable, value in zip(variables.values(), pool.map(fill, variables,
+                                                                variables.values()), strict=True):
+            variable._initialize(value)
     return decoder
 
 
 def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str):
     """What fills a variable of this name, shape and type: memory that it takes over."""
     sources = _sources(name, checkpoint.tensors)
-    arrays = [_read(checkpoint, source) for source in sources]
-    if len({a.shape[:-1] for a in arrays}) > 1:
+    value, at, shapes = aligned(shape, np.float32), 0, []
+    for source in sources:  # one at a time: few are held twice
+        array = _read(checkpoint, source)
+        end = at + array.shape[-1]
+        if array.shape[:-1] == shape[:-1] and end <= shape[-1]:
+            value[..., at:end] = array
+        shapes.append(array.shape)
+        at = end
+    if len({s[:-1] for s in shapes}) > 1:
         raise TfspeedError(
             f"Tensors of {checkpoint.name} that are used as one disagree in shape.",
-            tensors=sources, shapes=[a.shape for a in arrays], hint="The file is damaged.")
-    found = (*arrays[0].shape[:-1], sum(a.shape[-1] for a in arrays))
+            tensors=sources, shapes=shapes, hint="The file is damaged.")
+    found = (*shapes[0][:-1], at)
     if found != shape:
         raise TfspeedError(
             f"Tensor {name} of {checkpoint.name} disagrees with the config.",
             expected_shape=shape, shape=found,
             hint="The file is damaged, or its metadata belongs to another model.")
-    value, at = aligned(shape, np.float32), 0
-    for array in arrays:
-        end = at + array.shape[-1]
-        value[..., at:end] = array
-        at = end
     return tf.cast(lent(value), dtype)
 
 

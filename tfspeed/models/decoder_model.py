@@ -20,8 +20,9 @@ class DecoderModel(LanguageModel):
         return self.keras_model.config
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32") -> "DecoderModel":
-        return cls(checkpoint.name, build_decoder(checkpoint, dtype), checkpoint.tokenizer,
+    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32",
+                        unread: bool = False) -> "DecoderModel":
+        return cls(checkpoint.name, build_decoder(checkpoint, dtype, unread), checkpoint.tokenizer,
                    checkpoint.source, checkpoint.notes)
 
     def initial_state(self, batch, capacity):

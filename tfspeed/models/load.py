@@ -65,7 +65,7 @@ MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-135m": _smollm2, "gemma3-270m": _gemma3, "glassllm": _glassllm}
 
 
-def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
+def load(model=DEFAULT_MODEL, dtype: str = "float32", unread: bool = False) -> LanguageModel:
     """Loads a model.
 
     Args:
@@ -73,6 +73,7 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
             folder; a KerasHub preset such as `hf://org/name`; or a Keras or KerasHub model
             object, tokens → logits.
         dtype: type of the weights of models read from files, one of `DTYPES`.
+        unread: leaves a decoder's weights in their file, for a strategy that `reads_part`.
 
     Raises:
         TfspeedError: the model is unknown, missing, damaged or of a kind not supported.
@@ -87,7 +88,7 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
         raise TfspeedError("--model must name a model.", model=name)
     source = located(name)
     if name.startswith("~") or _exists(source):
-        loaded = _load_path(source, dtype)
+        loaded = _load_path(source, dtype, unread)
     elif "://" in name:
         loaded = _preset(name, dtype)
     elif source.suffix in (".gguf", ".keras", ".npz") or "/" in name or "\\" in name:
@@ -143,10 +144,10 @@ def _check_dtype(model: keras.Model, dtype: str) -> None:
                            made_in=model.dtype_policy.name)
 
 
-def _load_path(path: Path, dtype: str) -> LanguageModel:
+def _load_path(path: Path, dtype: str, unread: bool) -> LanguageModel:
     if path.is_dir():
         from tfspeed.models.hf_loader import load_hf_folder
-        return DecoderModel.from_checkpoint(load_hf_folder(path), dtype)
+        return DecoderModel.from_checkpoint(load_hf_folder(path), dtype, unread)
     if path.suffix == ".keras":
         model = _load_keras(path)
         _check_dtype(model, dtype)
@@ -156,7 +157,7 @@ def _load_path(path: Path, dtype: str) -> LanguageModel:
         return loaded
     if path.suffix == ".npz":
         from tfspeed.models.glassllm import load_glassllm
-        return DecoderModel.from_checkpoint(load_glassllm(path), dtype)
+        return DecoderModel.from_checkpoint(load_glassllm(path), dtype, unread)
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5"):
         raise TfspeedError(
             "A model is given as its folder (config.json, *.safetensors, tokenizer.json), a "
@@ -165,7 +166,7 @@ def _load_path(path: Path, dtype: str) -> LanguageModel:
         raise TfspeedError("A model is a .gguf file, a .keras file or a Hugging Face folder: this "
                            "is none.", model=str(path))
     from tfspeed.models.gguf_loader import load_gguf
-    return DecoderModel.from_checkpoint(load_gguf(path), dtype)
+    return DecoderModel.from_checkpoint(load_gguf(path), dtype, unread)
 
 
 def _head(path: Path) -> bytes:

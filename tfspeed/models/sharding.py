@@ -18,6 +18,7 @@ from tfspeed.models.conversion import convert, named_layers, unallocated
 from tfspeed.models.decoder import Block, Decoder, alibi_slopes
 from tfspeed.models.low_rank import LowRankDense
 from tfspeed.models.packed import PackedDense
+from tfspeed.models.unread import values
 
 Part = Callable[[int], np.ndarray]  # of a replica
 
@@ -131,7 +132,7 @@ def parts(made: ShardDecoder, source: Decoder, replicas: int) -> Iterator[tuple]
     new = [v for v in made.variables if id(v) not in split]
     old = [v for v in source.variables if id(v) not in old_split]
     for variable, original in zip(new, old, strict=True):
-        yield variable, _values(original)
+        yield variable, values(original)
 
 
 def filling(source: Decoder, replicas: int) -> float:
@@ -237,27 +238,25 @@ def _split_packed(made, source, by_out: bool, indices: Part) -> Iterator[tuple]:
         yield made.values, _cut(source.values, 0, indices)
         yield made.scales, _cut(source.scales, 0, indices)
         if scale is not None:
-            yield made.channel_scale, _values(scale)
+            yield made.channel_scale, values(scale)
         return
     bits, block = source.packing["bits"], source.packing["block"]
     yield made.values, _cut(source.values, 1, indices, 2 if bits == 4 else 1)
-    yield made.scales, _cut(source.scales, 1, indices, block) if block else _values(source.scales)
+    yield made.scales, _cut(source.scales, 1, indices, block) if block else values(source.scales)
     if scale is not None:
         yield made.channel_scale, _cut(scale, 0, indices)
 
 
 def _whole(made, source) -> Iterator[tuple]:
     for variable, original in zip(made.variables, source.variables, strict=True):
-        yield variable, _once(original) if original is source.bias else _values(original)
+        yield variable, _once(original) if original is source.bias else values(original)
 
 
 def _cut(variable, axis: int, indices: Part, step: int = 1) -> Part:
     """Those elements along an axis; `step` of them, neighbours, lie in one."""
-    array = _values(variable)
-
     def part(replica):
         wanted = indices(replica)[::step] // step  # -1 stays -1
-        taken = np.take(array, wanted, axis)
+        taken = np.take(values(variable), wanted, axis)
         taken[(slice(None),) * axis + (wanted < 0,)] = 0
         return taken
 
@@ -266,9 +265,7 @@ def _cut(variable, axis: int, indices: Part, step: int = 1) -> Part:
 
 def _once(variable) -> Part:
     """What is added up over the replicas, and must be there once."""
-    array = _values(variable)
-    return lambda replica: array if replica == 0 else np.zeros_like(array)
+    def part(replica):
+        return values(variable) if replica == 0 else np.zeros_like(values(variable))
 
-
-def _values(variable) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable)
+    return part
