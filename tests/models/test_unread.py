@@ -39,7 +39,7 @@ def test_shards_of_unread_weights_give_the_same_tokens(folder):
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize("names, reads", [
+@pytest.mark.parametrize(("names", "reads"), [
     (["multi_worker", "tensor_parallel"], True), (["quantize", "tensor_parallel"], False),
     (["multi_worker", "quantize"], False)])
 def test_only_where_nobody_needs_all_of_them(names, reads):

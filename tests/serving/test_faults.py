@@ -1,9 +1,12 @@
 """Clients that vanish, dawdle or send nonsense: others are served, nothing is left behind."""
 
 import json
+import logging
 import socket
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +15,7 @@ from tests.serving.serving import ask, serving, wait_until
 from tfspeed.serving.http import guards
 from tfspeed.serving.http.asked import Limits
 
+SCHEMATHESIS = Path(__file__).parents[2] / ".peers" / "schemathesis" / "bin" / "schemathesis"
 LONG = {"prompt": "Hello", "max_tokens": 400, "temperature": 0}
 
 
@@ -34,8 +38,9 @@ def vanish(port, count, stream):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
-def test_clients_that_vanish_leave_nothing_behind(stream, count):
+def test_clients_that_vanish_leave_nothing_behind(stream, count, caplog):
     with serving(max_waiting=2000) as (port, server):
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)
         vanish(port, 10, stream)
         before = psutil.Process().memory_info().rss
         vanish(port, count, stream)
@@ -45,6 +50,7 @@ def test_clients_that_vanish_leave_nothing_behind(stream, count):
         assert psutil.Process().memory_info().rss < before + 50e6
         assert ask(port, "/v1/completions", {**LONG, "max_tokens": 3})[0] == 200
         assert 'reason="gone"' in ask(port, "/metrics")[2]
+    assert "Traceback" not in caplog.text
 
 
 def test_slow_clients_are_shown_out_while_others_are_served(monkeypatch):
@@ -98,3 +104,15 @@ def test_what_runs_may_finish_when_the_server_is_closed():
     assert answers[0][2]["choices"] == expected
     assert not server.worker.alive
     assert not server.worker._thread.is_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="schemathesis is not installed: see BUILD.md")
+def test_the_server_does_what_its_own_description_says():
+    with serving() as (port, _):
+        done = subprocess.run(
+            [SCHEMATHESIS, "run", f"http://127.0.0.1:{port}/openapi.json", "--phases=coverage",
+             "--seed=1", "--request-timeout=20", "--no-color", "--checks=not_a_server_error,"
+             "status_code_conformance,content_type_conformance,response_schema_conformance,"
+             "response_headers_conformance"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]

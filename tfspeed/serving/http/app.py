@@ -8,8 +8,14 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 
 from tfspeed.errors import TfspeedError
@@ -48,6 +54,7 @@ class Server:
             Route("/v1/chat/completions", self.chat, methods=["POST"])]
         handlers = {BadRequest: self._refused, TfspeedError: self._refused,
                     Overloaded: self._overloaded, HTTPException: self._http_error,
+                    ClientDisconnect: self._gone,
                     Exception: self._failed}
         self.app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
         self.app.add_middleware(Doorkeeper, key=key, local=local)
@@ -117,6 +124,9 @@ class Server:
         headers = {"Connection": "close"} if status in (408, 413) else {}
         return JSONResponse(error(str(found), kind, getattr(found, "param", None)), status,
                             headers=headers)
+
+    async def _gone(self, request, found):
+        return Response(status_code=499)  # nobody reads it, and nothing has failed
 
     async def _overloaded(self, request, found):
         self.metrics.refused()

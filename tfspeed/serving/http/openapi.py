@@ -75,7 +75,7 @@ def _run(summary: str, body: dict) -> dict:
     answers["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     answers["200"] = {"description": "The answer; a stream of events where stream is true.",
                       "content": {"application/json": {"schema": {"type": "object"}},
-                                  "text/event-stream": {"schema": {"type": "string"}}}}
+                                  "text/event-stream": {}}}
     return {"summary": summary, "security": [{}, {"key": []}], "responses": answers,
             "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
