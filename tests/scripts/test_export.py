@@ -90,6 +90,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--format=tflite --out=d --context=0": "context=0",
         "--format=tflite --out=d --context=500 --model=glassllm": "context=500",
         "--format=tflite --out=d --eval_text=file --model=glassllm": "too short",
+        "--format=tflite --out=d --strategy=speculative --model=glassllm": "Leave speculative out",
         "--verify=nowhere.tflite": "nowhere.tflite",
         "--verify=": "--verify must",
         "--verify=a.tflite": "no .tflite file",

@@ -99,6 +99,9 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
                            "over several devices.", devices=list(model.placement.devices),
                            hint="Leave tensor_parallel out.")
     windows, note = text_windows(reference, text)
+    if model.speculation is not None:
+        raise TfspeedError("A file holds a model, and drafts are made while an engine generates.",
+                           strategy=strategy, hint="Leave speculative out.")
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
     try:
