@@ -21,8 +21,10 @@ from tfspeed.memory import aligned, lent
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.conversion import unallocated
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
-_FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
+_FUSED = {"query_key_value": ("query", "key", "value"), "key_value": ("key", "value"),
+          "gate_up": ("gate", "up")}
 
 
 @dataclasses.dataclass
@@ -33,13 +35,14 @@ class Checkpoint:
     It may be called on any thread.
     """
 
-    config: DecoderConfig
+    config: DecoderConfig | EncoderDecoderConfig
     tensors: Mapping[str, Callable[[], np.ndarray]]
     name: str
     tokenizer: object = None
     source: str | None = None
     notes: tuple[str, ...] = ()
     parameters: int | None = None  # that the file holds, where it says so before it is read
+    extra: dict = dataclasses.field(default_factory=dict)  # of the `LanguageModel`, by its names
 
 
 def named_variables(decoder: Decoder) -> dict:
@@ -72,6 +75,17 @@ def named_variables(decoder: Decoder) -> dict:
 
 def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     """Makes a decoder and fills it. Every tensor must be there and have its shape."""
+    return filled_model(
+        checkpoint, lambda: Decoder(checkpoint.config, dtype=dtype, name="decoder"),
+        named_variables)
+
+
+def filled_model(checkpoint: Checkpoint, make: Callable, names: Callable):
+    """A model that gets its memory as it is filled, see `build_decoder`.
+
+    Args:
+        names: its variables by their checkpoint names.
+    """
     asked, held = checkpoint.config.parameter_count, checkpoint.parameters
     if held is not None and asked > held:
         # Before anything is allocated: a damaged config can ask for terabytes.
@@ -79,8 +93,8 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
             f"The config of {checkpoint.name} describes more parameters than the file holds.",
             config=asked, file=held, hint="The file is incomplete, or its metadata is damaged.")
     with unallocated():
-        decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
-    variables, unused = named_variables(decoder), set(checkpoint.tensors)
+        model = make()
+    variables, unused = names(model), set(checkpoint.tensors)
     for name in variables:
         unused -= set(_sources(name, checkpoint.tensors))
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -96,7 +110,7 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
             f"{checkpoint.name} holds tensors that its config has no place for.",
             tensors=sorted(unused)[:6],
             hint="Running without them would give wrong answers; the config must match.")
-    return decoder
+    return model
 
 
 def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str):
