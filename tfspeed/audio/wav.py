@@ -29,7 +29,8 @@ class Wav:
     def __init__(self, source: str | BinaryIO):
         self.name = str(getattr(source, "name", source))
         try:
-            self._file = wave.open(source if hasattr(source, "read") else str(source), "rb")
+            self._file = wave.open(  # noqa: SIM115  closed by whoever made this
+                source if hasattr(source, "read") else str(source), "rb")
         except (OSError, wave.Error, EOFError, ValueError) as error:
             cause = getattr(error, "strerror", None) or str(error) or "it ends too early"
             raise TfspeedError("This is no WAV file that can be read.", path=self.name,

@@ -70,7 +70,8 @@ class TfFunctionEngine(Engine):
             finished |= np.isin(host, stop_tokens)
             if count == new_tokens or finished.all():
                 return
-            tokens, state = step(tokens, state, source, *self._settings(sampling, len(prompts), count))
+            tokens, state = step(tokens, state, source,
+                                 *self._settings(sampling, len(prompts), count))
 
     def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
                   exit_layer: int):

@@ -6,6 +6,8 @@ norm, self-attention and MLP it shares. Sources: arXiv:1706.03762; Whisper, arXi
 arXiv:1910.13461; T5, arXiv:1910.10683.
 """
 
+import warnings
+
 import keras
 from keras import ops
 
@@ -13,6 +15,8 @@ from tfspeed.models.conversion import Convertible
 from tfspeed.models.decoder import MLP, Attention, Norm
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
+# A text of one token sees nothing but itself.
+warnings.filterwarnings("ignore", "You are using a softmax over axis -1")
 MASKED = -1e9  # finite, as in `Decoder`
 PADDING = -1   # of token sources, on the right
 

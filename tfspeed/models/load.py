@@ -78,8 +78,8 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32") -> LanguageModel:
 
     Args:
         model: a name of `MODELS`; a path to a `.gguf` file, a `.keras` file, a Hugging Face folder
-            or one of CTranslate2's Whisper; a KerasHub preset such as `hf://org/name`; or a Keras or KerasHub model
-            object, tokens → logits.
+            or one of CTranslate2's Whisper; a KerasHub preset such as `hf://org/name`; or a Keras
+            or KerasHub model object, tokens → logits.
         dtype: type of the weights of models read from files, one of `DTYPES`.
 
     Raises:
