@@ -231,7 +231,7 @@ def test_litert_in_integers_and_what_it_refuses():
     tokens = np.asarray([list(range(1, 9))], np.int32)
     near = engine.score(tokens, engine.encode(source))
     exact = graph.score(tokens, graph.encode(source))
-    assert 0 < np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
+    assert 0 < np.abs(near - exact).max() < 0.2 * np.abs(exact).max()
     assert engine.weights_bytes < 0.4 * graph.weights_bytes
     assert len(list(engine.generate([PROMPTS[0]], 90, encoded=engine.encode(source)))) == 90
     model.suppressed = tuple(range(0, 60))

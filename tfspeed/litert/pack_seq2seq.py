@@ -31,7 +31,8 @@ class PackedCross:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedEncoderDecoder:
-    """All weights. `decoder` has the embedding, which a token source shares, and the head.
+    """All weights. `decoder` has the embedding, which a token source shares, and the head; its
+    `final_norm` is None where there is none.
 
     Attributes:
         convolutions: products over three neighbouring frames, `[hidden, 3 · in]`; [] for tokens.
@@ -111,8 +112,7 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
     scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
     if getattr(model.embedding, "channel_scale", None) is not None:
         raise _unsupported(model.embedding)
-    identity = np.stack([np.ones(c.hidden_dim, np.float32), np.zeros(c.hidden_dim, np.float32)])
-    final = [_norm(n) for n in model.final_norms] if c.final_norm else [None, identity]
+    final = [_norm(n) for n in model.final_norms] if c.final_norm else [None, None]
     decoder = PackedDecoder(
         embedding, None if c.embedding_scale == 1 else scale,
         pack("position_embedding", tables[1], 32), [block(b) for b in model.decoder], final[1],

@@ -80,6 +80,9 @@ class CrossLowering(Lowering):
         mixed = g.reshape(mixed, (batch, length, c.num_heads * c.head_dim))
         return self._product(mixed, cross.out)
 
+    def _norm(self, x, norm):
+        return x if norm is None else super()._norm(x, norm)
+
     def _softcap(self, x, cap):
         """The end of the logits as well: BART adds a bias to them."""
         x = super()._softcap(x, cap)
