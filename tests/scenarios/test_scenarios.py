@@ -1,6 +1,8 @@
 """The scenarios' script: rows, texts, mistakes."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -8,9 +10,14 @@ import pytest
 from tests.audio.test_wav import tone, written
 from tests.models.seq2seq import save_ctranslate2, save_hf, tiny
 from tests.scripts import forked
+from tfspeed import peers
 from tfspeed.audio import clips
+from tfspeed.audio.transcriber import Options, Transcriber
+from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
-from tfspeed.scenarios import pairs
+from tfspeed.measure.progress import Progress
+from tfspeed.models.load import load
+from tfspeed.scenarios import pairs, speech_job, speech_peers
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +134,43 @@ def test_scores_are_sacrebleus():
     assert same["chrf"] == pytest.approx(100)
     assert same["bleu"] == pytest.approx(100)
     assert pairs.scores(["nothing alike"], ["völlig anders"])["chrf"] < 20
+
+
+PEER = """
+import json, sys, numpy as np
+print(json.dumps({"load_s": 1.0, "type": "int8", "version": "fake"}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    assert np.load(request["frames"]).shape == (1, 8, 120)
+    print(json.dumps({"encode_s": 60.0, "decode_s": 40.0, "tokens": request["prompt"][:1] + [1, 2]}),
+          flush=True)
+"""
+
+
+def test_a_peer_reads_the_same_windows(tmp_path, monkeypatch):
+    save_ctranslate2(tiny("whisper", source_length=60), tmp_path / "tiny")
+    written(tmp_path / "a.wav", 0.3 * np.random.default_rng(0).normal(size=16000 * 2))
+    (tmp_path / "worker.py").write_text(PEER)
+    monkeypatch.setitem(peers.SPEECH_PEERS, "fake", peers.Peer(
+        (), str(tmp_path / "worker.py"), "It is a fake."))
+    monkeypatch.setattr(peers, "install", lambda *_: sys.executable)
+    made = Transcriber(create("litert:int8", load(tmp_path / "tiny")), Options(new_tokens=4))
+    flags = types.SimpleNamespace(repetitions=2, stream=False, threads=1)
+    with speech_peers.running(["fake"], made, flags, Progress()) as running:
+        row = speech_job.measure(made, [tmp_path / "a.wav"], {"a": "w1 w2 w1 w2"}, flags,
+                                 Progress(), running)
+    peer = row["peers"][0]
+    assert peer["rtf"]["samples"] == [100.0, 100.0]  # two windows of 100 s for two seconds
+    assert (peer["wer"], peer["clips"][0]["text"]) == (0.0, "w1 w2 w1 w2")
+    assert peer["speedup"]["ratio"] > 1
+    speech_job.show(row | {"model": "m", "strategy": "s", "engine": "e"}, Progress())
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"peers": "whisperkit"}, "must be among"), ({"audio": "stdin"}, "not standard input"),
+    ({"language": "auto"}, "told the language")])
+def test_peers_that_cannot_be_asked(changes, words):
+    flags = types.SimpleNamespace(**{"peers": "ctranslate2", "audio": "a.wav", "language": "en"}
+                                  | changes)
+    with pytest.raises(TfspeedError, match=words):
+        speech_peers.asked(flags)

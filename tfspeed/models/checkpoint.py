@@ -42,7 +42,6 @@ class Checkpoint:
     source: str | None = None
     notes: tuple[str, ...] = ()
     parameters: int | None = None  # that the file holds, where it says so before it is read
-    extra: dict = dataclasses.field(default_factory=dict)  # of the `LanguageModel`, by its names
 
 
 def named_variables(decoder: Decoder) -> dict:

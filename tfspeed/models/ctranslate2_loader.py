@@ -1,6 +1,7 @@
 """Reads a Whisper that CTranslate2 has converted (model.bin, tokenizer.json, config.json) into a
 `Checkpoint`."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,10 @@ def load_ctranslate2(folder: Path) -> Checkpoint:
                            type=file.tensors[integers[0]].dtype.name,
                            hint="Convert without --quantization, or with float16.")
     tokenizer = whisper_tokenizer(folder)
-    config = _config(file)
+    config = dataclasses.replace(_config(file), **suppressed_of(folder, tokenizer))
     return Checkpoint(config, _tensors(file), name=folder.resolve().name, tokenizer=tokenizer,
                       source=str(folder), parameters=sum(
-                          t.size for n, t in file.tensors.items() if t.dtype.name in _FLOATS),
-                      extra=suppressed_of(folder, tokenizer))
+                          t.size for n, t in file.tensors.items() if t.dtype.name in _FLOATS))
 
 
 def _config(file) -> EncoderDecoderConfig:

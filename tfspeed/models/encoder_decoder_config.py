@@ -21,6 +21,8 @@ class EncoderDecoderConfig:
     `pre_norm` norms what a sub-layer reads, else what it adds up to (BART); `final_norm` norms what
     either side gives, `embedding_norm` what it begins with (BART). `logit_scale` multiplies what
     the output layer reads (T5 with tied embeddings), `logit_bias` adds to what it gives (BART).
+    `suppressed` are ids that generation never gives, `suppressed_first` those that none begins
+    with (Whisper).
     """
 
     vocabulary_size: int
@@ -51,6 +53,8 @@ class EncoderDecoderConfig:
     logit_scale: float = 1.0
     logit_bias: bool = False
     tied_embeddings: bool = True
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("vocabulary_size", "encoder_layers", "decoder_layers", "hidden_dim",
@@ -72,6 +76,11 @@ class EncoderDecoderConfig:
         for name in ("norm_epsilon", "embedding_scale", "attention_scale", "logit_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise TfspeedError(f"{name} must be finite.", **{name: getattr(self, name)})
+        for name in ("suppressed", "suppressed_first"):
+            if any(type(i) is not int or not 0 <= i < self.vocabulary_size
+                   for i in getattr(self, name)):
+                raise TfspeedError(f"{name} must be ids of tokens.",
+                                   vocabulary_size=self.vocabulary_size)
         if self.relative_buckets < 4 or self.relative_distance <= self.relative_buckets // 2:
             raise TfspeedError("Relative positions need 4 buckets, and a distance of over half as "
                                "many.", relative_buckets=self.relative_buckets,
@@ -128,4 +137,5 @@ class EncoderDecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "EncoderDecoderConfig":
-        return cls(**values)
+        """Rebuilds what `to_dict` wrote, also after a trip through JSON (lists for tuples)."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

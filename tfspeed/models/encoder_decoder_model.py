@@ -19,18 +19,17 @@ class EncoderDecoderModel(LanguageModel):
     """See `LanguageModel`; `keras_model` is an `EncoderDecoder`.
 
     Attributes:
-        suppressed: ids that generation never gives; `score` knows nothing of it.
-        suppressed_first: those that it does not begin with.
+        suppressed, suppressed_first: see the config; `score` knows nothing of them.
     """
 
     reads_source = True
 
     def __init__(self, name: str, keras_model: EncoderDecoder, tokenizer=None, source=None,
-                 notes=(), suppressed=(), suppressed_first=()):
+                 notes=()):
         c = keras_model.config
         super().__init__(name, keras_model, c.vocabulary_size, c.context_length, tokenizer, source,
                          notes)
-        self.suppressed, self.suppressed_first = tuple(suppressed), tuple(suppressed_first)
+        self.suppressed, self.suppressed_first = c.suppressed, c.suppressed_first
         self._encoded = None
 
     @property
@@ -44,7 +43,7 @@ class EncoderDecoderModel(LanguageModel):
             checkpoint, lambda: EncoderDecoder(checkpoint.config, dtype=dtype,
                                                name="encoder_decoder"), named_variables)
         return cls(checkpoint.name, made, checkpoint.tokenizer, checkpoint.source,
-                   checkpoint.notes, **checkpoint.extra)
+                   checkpoint.notes)
 
     def default_source(self, batch: int) -> np.ndarray:
         """What is read where no source is given: silence, or nothing but an end token."""

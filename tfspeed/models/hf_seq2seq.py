@@ -3,6 +3,7 @@
 Names and shapes: transformers' modeling_whisper.py, modeling_bart.py, modeling_t5.py.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,10 @@ def load_hf_encoder_decoder(folder: Path) -> Checkpoint:
     parameters += config.hidden_dim * (config.encoder_layers + 2 * config.decoder_layers)  # biases
     whisper = config.family == "whisper"
     tokenizer = whisper_tokenizer(folder) if whisper else tokenizer_from_folder(folder)
-    extra = suppressed_of(folder, tokenizer) if whisper else {}
+    if whisper:
+        config = dataclasses.replace(config, **suppressed_of(folder, tokenizer))
     return Checkpoint(config, tensors, name=folder.resolve().name, tokenizer=tokenizer,
-                      source=str(folder), parameters=parameters, extra=extra)
+                      source=str(folder), parameters=parameters)
 
 
 def _twice(name: str) -> bool:

@@ -73,7 +73,7 @@ def whisper_tokenizer(folder: Path) -> Tokenizer:
 
 def suppressed_of(folder: Path, tokenizer: Tokenizer) -> dict:
     """What generation never gives, and never begins with, by the names of
-    `EncoderDecoderModel`: signs of no speech that the folder's config lists, all special tokens
+    `EncoderDecoderConfig`: signs of no speech that the folder's config lists, all special tokens
     but the end, timestamps."""
     config = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
     tokens, size = WhisperTokens.of(tokenizer), tokenizer.vocabulary_size
@@ -84,4 +84,5 @@ def suppressed_of(folder: Path, tokenizer: Tokenizer) -> dict:
 
     never = listed("suppress_ids", "suppress_tokens") | set(range(tokens.start, size))
     first = listed("suppress_ids_begin", "begin_suppress_tokens")
-    return {"suppressed": sorted(never - {tokens.end}), "suppressed_first": sorted(first)}
+    return {"suppressed": tuple(sorted(never - {tokens.end})),
+            "suppressed_first": tuple(sorted(first))}

@@ -24,12 +24,14 @@ def define_flags(shared: dict) -> None:
     absl_flags.DEFINE_bool("stream", True, "measure partial results of files too, as if they were "
                            "spoken now", **shared)
     absl_flags.DEFINE_integer("repetitions", 3, "times that every file is read", **shared)
+    absl_flags.DEFINE_string("peers", "", "others' runtimes that read the same files beside ours: "
+                             "ctranslate2 (for models in its own format)", **shared)
 
 
 def run(flags) -> int | None:
     from tfspeed.audio import clips
     from tfspeed.measure.progress import Progress
-    from tfspeed.scenarios import job, speech_job
+    from tfspeed.scenarios import job, speech_job, speech_peers
 
     job.positive(flags, "new_tokens", "chunk_s", "repetitions")
     if not 0 <= flags.no_speech_threshold <= 1:
@@ -41,11 +43,15 @@ def run(flags) -> int | None:
         flags.model = MODEL
     said = clips.transcripts(flags.transcripts) if flags.transcripts else {}
     paths = [] if flags.audio == "stdin" else clips.find(flags.audio)
+    names = speech_peers.asked(flags)
     bar = Progress()
     transcriber, row = speech_job.transcriber(flags, bar)
     if flags.audio == "stdin":
         row |= speech_job.listen(transcriber, flags.chunk_s)
     else:
-        row |= speech_job.measure(transcriber, paths, said, flags, bar)
-    job.write(flags, [row], bar)
-    speech_job.show(row, bar)
+        with speech_peers.running(names, transcriber, flags, bar) as running:
+            row |= speech_job.measure(transcriber, paths, said, flags, bar, running)
+    rows = [row, *row.pop("peers", ())]
+    job.write(flags, rows, bar)
+    for row in rows:
+        speech_job.show(row, bar)

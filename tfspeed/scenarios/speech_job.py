@@ -26,14 +26,31 @@ def transcriber(flags, bar: Progress) -> tuple[Transcriber, dict]:
 
 
 def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,
-            ) -> dict:
+            peers=()) -> dict:
     """Texts and figures of files. A file that cannot be read is an error; one that is empty or
-    silent has no text."""
+    silent has no text.
+
+    Args:
+        peers: of `speech_peers.running`: each reads a file right after us.
+    """
     for path in paths:  # told before anything slow
         with Wav(path):
             pass
     warm(made)
-    clips = [_clip(made, path, said.get(path.stem), flags, bar) for path in paths]
+    for peer in peers:
+        peer.warm()
+    clips = [_clip(made, path, said.get(path.stem), flags, bar, peers) for path in paths]
+    row = summed(clips)
+    if peers:
+        row["peers"] = [peer.row(row, said) for peer in peers]
+    streamed = [clip["stream"] for clip in clips if "stream" in clip]
+    if streamed:
+        row |= _streams(streamed)
+    return row
+
+
+def summed(clips: list[dict]) -> dict:
+    """Times and errors of all clips."""
     sound = sum(clip["seconds"] for clip in clips)
     row = {"clips": clips, "audio_s": sound}
     if sound:
@@ -44,9 +61,6 @@ def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, b
     known = [clip for clip in clips if "transcript" in clip]
     if known:
         row["wer"] = word_error_rate([c["transcript"] for c in known], [c["text"] for c in known])
-    streamed = [clip["stream"] for clip in clips if "stream" in clip]
-    if streamed:
-        row |= _streams(streamed)
     return row
 
 
@@ -57,13 +71,16 @@ def warm(made: Transcriber) -> None:
         made.window(noise)
 
 
-def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Progress) -> dict:
+def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Progress, peers,
+          ) -> dict:
     work, windows = [], []
     with bar.task(path.name, flags.repetitions) as advance:
         for _ in range(flags.repetitions):
             with Wav(path) as wav:
                 windows = list(made.long(wav.blocks()))
             work.append(sum(w.encode_s + w.decode_s for w in windows))
+            for peer in peers:
+                peer.read(path)
             advance()
     text = " ".join(w.text for w in windows if w.text)
     clip = {"name": path.stem, "seconds": sum(w.seconds for w in windows), "text": text,
@@ -129,6 +146,7 @@ def show(row: dict, bar: Progress) -> None:
     def seconds(name):
         return f"{statistics.median(row[name]['samples']):.3f} s" if name in row else None
 
+    faster = row.get("speedup")
     shown = {"model": f"{row['model']}, {row['strategy']}, {row['engine']}",
              "sound": f"{row['audio_s']:.1f} s",
              "rtf": f"{row['rtf']['median']:.4f} (cv {row['rtf']['cv']:.1%})" if "rtf" in row
@@ -136,7 +154,9 @@ def show(row: dict, bar: Progress) -> None:
              "wer": f"{row['wer']:.1%}" if "wer" in row else None,
              "first_partial_s": seconds("first_partial_s"), "final_lag_s": seconds("final_lag_s"),
              "partials": f"{row['partials']}, of which {row['revised_partials']} took back a word"
-             if "partials" in row else None}
+             if "partials" in row else None,
+             "we are": f"{faster['ratio']:.2f}x as fast ({faster['low']:.2f}–{faster['high']:.2f})"
+             if faster and faster["low"] is not None else None}
     for name, text in shown.items():
         if text is not None:
             bar.say(f"{name:>16}  {text}")
