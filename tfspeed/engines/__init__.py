@@ -92,5 +92,8 @@ def _litert(model, weights: str) -> Engine:
     if isinstance(model.keras_model, Recurrent):
         from tfspeed.engines.litert_recurrent import RecurrentLiteRtEngine
         return RecurrentLiteRtEngine(model, weights)
+    if model.reads_source:
+        from tfspeed.engines.litert_seq2seq import EncoderDecoderLiteRtEngine
+        return EncoderDecoderLiteRtEngine(model, weights)
     from tfspeed.engines.litert import LiteRtEngine
     return LiteRtEngine(model, weights)

@@ -43,20 +43,25 @@ class Engine:
         open_text: gives a `speculation.texts.Text`, see `FusedText`; None where the engine cannot
             take tokens back.
         pass_widths: numbers of tokens that such a text reads at once, ascending, 1 first.
+        takes_source: whether it runs models that read a source.
     """
 
     profile_source = ""
     open_text = None
     pass_widths: tuple[int, ...] = (1,)
+    takes_source = False
 
     def __init__(self, name: str, model: LanguageModel):
+        if model.reads_source and not self.takes_source:
+            raise TfspeedError(f"The engine {name} runs no encoder.", model=model.name,
+                               hint="Use --engine=xla, litert or litert:int8.")
         self.name, self.model = name, model
         self.traces = 0
         self.notes: list[str] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int,
-                 sampling: Sampling | None = None, stop_tokens: Sequence[int] = (),
-                 ) -> Iterator[np.ndarray]:
+                 sampling: Sampling | None = None, stop_tokens: Sequence[int] = (), *,
+                 encoded=None) -> Iterator[np.ndarray]:
         """Continues a batch of prompts, token by token.
 
         Args:
@@ -64,6 +69,7 @@ class Engine:
             new_tokens: how many tokens to add at most.
             sampling: greedy where None.
             stop_tokens: a row that yields one of them is finished.
+            encoded: of `encode`, as many rows as prompts; None: nothing was said, or no encoder.
 
         Yields:
             int32 `[batch]` as soon as they are on the host; -1 in rows that are finished. Ends
@@ -72,11 +78,22 @@ class Engine:
         sampling = sampling or Sampling()
         prompts = [list(map(int, prompt)) for prompt in prompts]
         self._check(prompts, new_tokens)
-        return self._generate(prompts, new_tokens, sampling, np.asarray(stop_tokens, np.int32))
+        stop_tokens = np.asarray(stop_tokens, np.int32)
+        if not self.model.reads_source:
+            return self._generate(prompts, new_tokens, sampling, stop_tokens)
+        if encoded is None:
+            encoded = self.encode(self.model.default_source(len(prompts)))
+        return self._generate(prompts, new_tokens, sampling, stop_tokens, encoded=encoded)
 
-    def score(self, tokens: np.ndarray):
-        """float32 logits `[batch, length, vocabulary]` of int32 `[batch, length]`."""
+    def score(self, tokens: np.ndarray, encoded=None):
+        """float32 logits `[batch, length, vocabulary]` of int32 `[batch, length]`; `encoded` as in
+        `generate`."""
         raise NotImplementedError
+
+    def encode(self, source):
+        """What a model's encoder makes of a source (see `EncoderDecoderModel.checked_source`), for
+        `generate` and `score`; it may be given to several calls."""
+        raise TfspeedError("This model reads no source.", model=self.model.name)
 
     def profile(self, prompts: Sequence[Sequence[int]]) -> list[dict]:
         """Times the parts of one decode step after these prompts.

@@ -17,6 +17,7 @@ class TfFunctionEngine(Engine):
     """
 
     pass_widths = 1, 4, 8  # each is a function to compile
+    takes_source = True
 
     def __init__(self, model: LanguageModel, jit_compile: bool):
         if jit_compile and model.placement.exchanges:
@@ -25,22 +26,43 @@ class TfFunctionEngine(Engine):
         self.jit_compile = jit_compile
         self._functions: dict = {}
         self.text_functions: dict = {}  # of all `TfText`s
-        self._score = None
+        self._score = self._encode = None
 
-    def score(self, tokens: np.ndarray):
+    def score(self, tokens: np.ndarray, encoded=None):
         place = self.model.placement
+        if encoded is None and self.model.reads_source:
+            encoded = self.encode(self.model.default_source(len(tokens)))
         if self._score is None:
-            self._score = self.compiled(self.model.score)
-        return place.gather(self._score(place.shard(np.asarray(tokens, np.int32))))[:len(tokens)]
+            self._score = self.compiled(lambda tokens, *source: self._after(source).score(tokens))
+        source = () if encoded is None else (encoded,)
+        tokens = np.asarray(tokens, np.int32)
+        return place.gather(self._score(place.shard(tokens), *source))[:len(tokens)]
 
-    def _generate(self, prompts, new_tokens, sampling, stop_tokens):
+    def encode(self, source):
+        if not self.model.reads_source:
+            return super().encode(source)
+        place = self.model.placement
+        if self._encode is None:
+            def encode(source):
+                self.traces += 1
+                return self.model.encode(source)
+
+            self._encode = self.compiled(encode)
+        return self._encode(place.shard(self.model.checked_source(source)))
+
+    def _after(self, source: tuple):
+        """The model, after what was encoded: one thing, or none."""
+        return self.model.given(*source) if source else self.model
+
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens, encoded=None):
         place = self.model.placement
         length = max(map(len, prompts))
         length = bucket(length) if self.model.pads else length
         prefill, step = self._compiled(bucket(length + new_tokens), sampling.greedy)
         tokens, lengths = pad_left(prompts, length)
         finished = np.zeros(len(prompts), bool)
-        tokens, state = prefill(place.shard(tokens), place.shard(lengths),
+        source = () if encoded is None else (encoded,)
+        tokens, state = prefill(place.shard(tokens), place.shard(lengths), source,
                                 *self._settings(sampling, len(prompts), 0))
         for count in range(1, new_tokens + 1):
             host = place.gather(tokens)[:len(prompts)]
@@ -48,7 +70,8 @@ class TfFunctionEngine(Engine):
             finished |= np.isin(host, stop_tokens)
             if count == new_tokens or finished.all():
                 return
-            tokens, state = step(tokens, state, *self._settings(sampling, len(prompts), count))
+            tokens, state = step(tokens, state, source,
+                                 *self._settings(sampling, len(prompts), count))
 
     def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
                   exit_layer: int):
@@ -70,15 +93,16 @@ class TfFunctionEngine(Engine):
         if key not in self._functions:
             choose = samplers.greedy if greedy else samplers.sample
 
-            def prefill(tokens, lengths, *settings):
+            # `source` is apart from the state: a step does not give it back.
+            def prefill(tokens, lengths, source, *settings):
                 self.traces += 1  # Python code runs once a trace
                 state = self.model.initial_state(tokens.shape[0], capacity)
-                logits, state = self.model.prefill(tokens, lengths, state)
+                logits, state = self._after(source).prefill(tokens, lengths, state)
                 return choose(logits, *settings), state
 
-            def step(tokens, state, *settings):
+            def step(tokens, state, source, *settings):
                 self.traces += 1
-                logits, state = self.model.step(tokens, state)
+                logits, state = self._after(source).step(tokens, state)
                 return choose(logits, *settings), state
 
             self._functions[key] = self.compiled(prefill), self.compiled(step)

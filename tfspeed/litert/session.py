@@ -40,7 +40,13 @@ def signatures(sizes: list[int], batch: int) -> list[tuple]:
 
 
 class DecoderSession:
-    """One batch of texts being continued: their caches, and how far they are filled."""
+    """One batch of texts being continued: their caches, and how far they are filled.
+
+    Attributes:
+        prefills: lengths of prefill signatures, ascending.
+    """
+
+    prefills = PREFILLS
 
     def __init__(self, program: Program, config: DecoderConfig, sizes: list[int]):
         self.program, self.config, self.sizes = program, config, sizes
@@ -65,7 +71,7 @@ class DecoderSession:
     def _prefill(self, tokens: np.ndarray) -> int:
         """Reads as many tokens as one signature takes; says how many those were."""
         left = tokens.shape[1]
-        fits = [length for length in PREFILLS
+        fits = [length for length in self.prefills
                 if length <= self._size and self._index + length <= self._size]
         if not fits:  # a tail shorter than every signature, at the end of the cache
             self._run_decode(tokens[:, 0])

@@ -56,6 +56,19 @@ DEFINITIONS = {
     "draft_acceptance": "drafted tokens that were right / drafted tokens",
     "drafted_tokens": "how many tokens were drafted and verified, in all timed generations",
     "draft_share": "share of the passes that verified a draft; the others were plain steps",
+    "rtf": "real-time factor: seconds of work / seconds of sound; under 1 keeps up",
+    "wer": "word error rate: words wrong, missing or too many / words of the transcripts; case and "
+           "punctuation are left out",
+    "encode_s": "seconds from samples to what the decoder reads, a window",
+    "decode_s": "seconds from there to the last token, a window",
+    "first_partial_s": "seconds from a stream's first sample to its first text, were the sound "
+                       "to arrive as it is spoken",
+    "final_lag_s": "seconds from a stream's last sample to its final text, in the same way",
+    "partials": "results of all streams, the final ones included",
+    "revised_partials": "those that took back a word of the one before",
+    "chrf": "chrF of all texts (character n-grams, sacreBLEU), 0 to 100; `chrf_signature` says how",
+    "bleu": "BLEU of all texts (sacreBLEU), 0 to 100; `bleu_signature` says how",
+    "sentences_per_s": "texts translated / seconds of work",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 NOISY = 0.05

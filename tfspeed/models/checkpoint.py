@@ -22,9 +22,11 @@ from tfspeed.memory import aligned, lent
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.conversion import unallocated
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 from tfspeed.models.unread import later
 
-_FUSED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
+_FUSED = {"query_key_value": ("query", "key", "value"), "key_value": ("key", "value"),
+          "gate_up": ("gate", "up")}
 
 
 @dataclasses.dataclass
@@ -35,7 +37,7 @@ class Checkpoint:
     It may be called on any thread.
     """
 
-    config: DecoderConfig
+    config: DecoderConfig | EncoderDecoderConfig
     tensors: Mapping[str, Callable[[], np.ndarray]]
     name: str
     tokenizer: object = None
@@ -78,6 +80,17 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32", unread: bool =
     Args:
         unread: leaves the values where they are: see `unread.values`.
     """
+    return filled_model(
+        checkpoint, lambda: Decoder(checkpoint.config, dtype=dtype, name="decoder"),
+        named_variables, unread)
+
+
+def filled_model(checkpoint: Checkpoint, make: Callable, names: Callable, unread: bool = False):
+    """A model that gets its memory as it is filled, see `build_decoder`.
+
+    Args:
+        names: its variables by their checkpoint names.
+    """
     asked, held = checkpoint.config.parameter_count, checkpoint.parameters
     if held is not None and asked > held:
         # Before anything is allocated: a damaged config can ask for terabytes.
@@ -85,8 +98,8 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32", unread: bool =
             f"The config of {checkpoint.name} describes more parameters than the file holds.",
             config=asked, file=held, hint="The file is incomplete, or its metadata is damaged.")
     with unallocated():
-        decoder = Decoder(checkpoint.config, dtype=dtype, name="decoder")
-    variables, unused = named_variables(decoder), set(checkpoint.tensors)
+        model = make()
+    variables, unused = names(model), set(checkpoint.tensors)
     for name in variables:
         unused -= set(_sources(name, checkpoint.tensors))
     if unused:
@@ -101,13 +114,13 @@ def build_decoder(checkpoint: Checkpoint, dtype: str = "float32", unread: bool =
     if unread:
         for name, variable in variables.items():
             later(variable, partial(fill, name, variable))
-        return decoder
+        return model
     with ThreadPoolExecutor(available_cores()) as pool:
         # In order, so that of several faults the first is told.
         for variable, value in zip(variables.values(), pool.map(fill, variables,
                                                                 variables.values()), strict=True):
             variable._initialize(value)
-    return decoder
+    return model
 
 
 def _filled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str):

@@ -15,7 +15,7 @@ from tfspeed.models.hf_config import config_from_hf
 from tfspeed.models.hf_weights import entries, from_hf, ignorable, prefix_of
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_DTYPES = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 
 
 def load_hf_folder(folder: str | Path) -> Checkpoint:
@@ -34,7 +34,7 @@ def load_hf_folder(folder: str | Path) -> Checkpoint:
         raise TfspeedError("A model folder needs a config.json.", model=str(folder))
     raw = read_json(folder / "config.json")
     config = config_from_hf(raw)
-    files = _tensor_files(folder, read_json)
+    files = tensor_files(folder, read_json)
     tensors, parameters = _plan(folder, config, files)
     notes = ()
     if raw.get("model_type") == "gemma3":
@@ -44,8 +44,8 @@ def load_hf_folder(folder: str | Path) -> Checkpoint:
                       parameters=parameters)
 
 
-def _tensor_files(folder: Path, read_json) -> dict:
-    """The open safetensors file of every tensor."""
+def tensor_files(folder: Path, read_json) -> dict:
+    """The open safetensors file of every tensor; `read_json` is `tokenizer.read_json`."""
     if (folder / SINGLE).is_file():
         file = _open(folder / SINGLE)
         return dict.fromkeys(file.keys(), file)
@@ -110,12 +110,12 @@ def _plan(folder: Path, config: DecoderConfig, files: dict) -> tuple[dict, int]:
             raise TfspeedError("A tensor that config.json asks for is missing.", tensor=name,
                                folder=str(folder),
                                hint="The folder is incomplete, or its config is another model's.")
-        shape, dtype = _header(folder, files[name], name)
+        shape, dtype = read_header(folder, files[name], name)
         if shape != entry.shape:
             raise TfspeedError("A tensor's shape disagrees with config.json.", tensor=name,
                                expected_shape=entry.shape, shape=shape, folder=str(folder))
-        if dtype not in _DTYPES:
-            raise TfspeedError(f"Weights must be of type {', '.join(_DTYPES)}.", tensor=name,
+        if dtype not in FLOATS:
+            raise TfspeedError(f"Weights must be of type {', '.join(FLOATS)}.", tensor=name,
                                type=dtype, hint="Quantized checkpoints: use the original one.")
         used.add(name)
         parameters += math.prod(shape)
@@ -128,7 +128,8 @@ def _plan(folder: Path, config: DecoderConfig, files: dict) -> tuple[dict, int]:
     return tensors, parameters
 
 
-def _header(folder: Path, file, name: str) -> tuple[tuple[int, ...], str]:
+def read_header(folder: Path, file, name: str) -> tuple[tuple[int, ...], str]:
+    """Shape and type of a tensor, unread."""
     try:
         view = file.get_slice(name)
         return tuple(view.get_shape()), view.get_dtype()
@@ -136,15 +137,20 @@ def _header(folder: Path, file, name: str) -> tuple[tuple[int, ...], str]:
         raise _unreadable(folder, name, error) from error
 
 
-def _reader(folder: Path, file, name: str, how: str, config: DecoderConfig):
+def reader_of(folder: Path, file, name: str):
+    """What reads a tensor of an open safetensors file."""
     def read():
         try:
-            array = file.get_tensor(name)
+            return file.get_tensor(name)
         except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
             raise _unreadable(folder, name, error) from error
-        return from_hf(array, how, config)
 
     return read
+
+
+def _reader(folder: Path, file, name: str, how: str, config: DecoderConfig):
+    read = reader_of(folder, file, name)
+    return lambda: from_hf(read(), how, config)
 
 
 def _unreadable(folder: Path, name: str, error: Exception) -> TfspeedError:

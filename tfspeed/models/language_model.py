@@ -73,9 +73,12 @@ class LanguageModel:
             None where it was made in memory.
         pads: whether `prefill` takes rows padded on the left; if not, the prompts of a batch
             must have one length.
+        reads_source: whether it has an encoder, which reads a source first: `encode` makes of it
+            what `given` takes (see `EncoderDecoderModel`).
     """
 
     pads = True
+    reads_source = False
     reload = None
     speculation = None
 

@@ -13,6 +13,8 @@ from tfspeed.models import low_rank, packed  # noqa: F401  Keras knows their lay
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.encoder_decoder import EncoderDecoder
+from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
 from tfspeed.models.keras_file import saved_tokenizer
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.recurrent import Recurrent, RecurrentModel
@@ -60,18 +62,24 @@ def _gemma3() -> Path:
     return path
 
 
+def _whisper_base() -> Path:
+    from tfspeed.models.whisper_package import whisper_base
+    return whisper_base()
+
+
 # What `--model` takes by name: where the file is, found only when it is asked for.
 MODELS: dict[str, Callable[[], Path]] = {
-    "smollm2-135m": _smollm2, "gemma3-270m": _gemma3, "glassllm": _glassllm}
+    "smollm2-135m": _smollm2, "gemma3-270m": _gemma3, "glassllm": _glassllm,
+    "whisper-base": _whisper_base}
 
 
 def load(model=DEFAULT_MODEL, dtype: str = "float32", unread: bool = False) -> LanguageModel:
     """Loads a model.
 
     Args:
-        model: a name of `MODELS`; a path to a `.gguf` file, a `.keras` file or a Hugging Face
-            folder; a KerasHub preset such as `hf://org/name`; or a Keras or KerasHub model
-            object, tokens → logits.
+        model: a name of `MODELS`; a path to a `.gguf` file, a `.keras` file, a Hugging Face folder
+            or one of CTranslate2's Whisper; a KerasHub preset such as `hf://org/name`; or a Keras
+            or KerasHub model object, tokens → logits.
         dtype: type of the weights of models read from files, one of `DTYPES`.
         unread: leaves a decoder's weights in their file, for a strategy that `reads_part`.
 
@@ -113,6 +121,8 @@ def wrap(model: keras.Model, name: str = "") -> LanguageModel:
     name = name or model.name
     if isinstance(model, Decoder):
         return DecoderModel(name, model)
+    if isinstance(model, EncoderDecoder):
+        return EncoderDecoderModel(name, model)
     if isinstance(model, Recurrent):
         return RecurrentModel(name, model)
     if type(model).__module__.startswith("keras_hub."):
@@ -145,6 +155,8 @@ def _check_dtype(model: keras.Model, dtype: str) -> None:
 
 
 def _load_path(path: Path, dtype: str, unread: bool) -> LanguageModel:
+    if path.is_dir() and (found := _encoder_decoder(path)):
+        return EncoderDecoderModel.from_checkpoint(found, dtype)
     if path.is_dir():
         from tfspeed.models.hf_loader import load_hf_folder
         return DecoderModel.from_checkpoint(load_hf_folder(path), dtype, unread)
@@ -167,6 +179,15 @@ def _load_path(path: Path, dtype: str, unread: bool) -> LanguageModel:
                            "is none.", model=str(path))
     from tfspeed.models.gguf_loader import load_gguf
     return DecoderModel.from_checkpoint(load_gguf(path), dtype, unread)
+
+
+def _encoder_decoder(folder: Path) -> Checkpoint | None:
+    """The checkpoint of a folder that holds an encoder–decoder."""
+    from tfspeed.models.ctranslate2_loader import is_ctranslate2, load_ctranslate2
+    from tfspeed.models.hf_seq2seq import is_encoder_decoder, load_hf_encoder_decoder
+    if is_encoder_decoder(folder):
+        return load_hf_encoder_decoder(folder)
+    return load_ctranslate2(folder) if is_ctranslate2(folder) else None
 
 
 def _head(path: Path) -> bytes:

@@ -55,6 +55,13 @@ PEERS = {
         variants=("Q8_0", "Q4_0"), reads_gguf=True, streams=True,
         environment={"CMAKE_ARGS": f"-DCMAKE_C_FLAGS='{_NO_AMX}' -DCMAKE_CXX_FLAGS='{_NO_AMX}'"}),
 }
+# Those that recognize speech, for scripts/scenario.py.
+SPEECH_PEERS = {
+    "ctranslate2": Peer(
+        ("ctranslate2==4.8.5", "numpy==2.4.6"), "ctranslate2_worker.py",
+        "CTranslate2 reads the same model.bin and is handed the log-mel frames: making them is in "
+        "our time and not in its.", variants=("int8",)),
+}
 _READY_S, _CALL_S = 600, 900
 
 
@@ -66,9 +73,9 @@ class PeerProcess:
 
     def __init__(self, name: str, python: Path, model: Path, threads: int, variant: str = ""):
         self.name = f"{name} {variant}".strip()  # of a row, whose type is told beside it
-        self.variant, self.note = variant, PEERS[name].note
-        self.streams = PEERS[name].streams
-        worker = Path(__file__).parent / PEERS[name].worker
+        peer = (PEERS | SPEECH_PEERS)[name]
+        self.variant, self.note, self.streams = variant, peer.note, peer.streams
+        worker = Path(__file__).parent / peer.worker
         self._process = subprocess.Popen(
             [str(python), str(worker), str(model), str(threads), variant], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1,
@@ -87,13 +94,14 @@ class PeerProcess:
     def call(self, prompts: list[list[int]], new_tokens: int) -> dict:
         """`{"seconds": float, "tokens": [[…], …]}` of one generate call; `token_s` too where the
         peer gives its tokens one by one."""
-        return self._ask({"prompts": prompts, "new_tokens": new_tokens})
+        return self.ask({"prompts": prompts, "new_tokens": new_tokens})
 
     def loss(self, windows: list[list[int]]) -> float | None:
         """Mean loss of the next token inside of windows of tokens; None if it cannot tell."""
-        return self._ask({"windows": windows}).get("loss")
+        return self.ask({"windows": windows}).get("loss")
 
-    def _ask(self, request: dict) -> dict:
+    def ask(self, request: dict) -> dict:
+        """The answer to a request that the worker knows."""
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -126,20 +134,21 @@ class PeerProcess:
 
 def install(name: str, say=print) -> Path:
     """Makes `.peers/<name>` the first time, gives its Python."""
-    if name not in PEERS:
+    known = PEERS | SPEECH_PEERS
+    if name not in known:
         raise TfspeedError(f"--peers must be among {', '.join(PEERS)}.", peer=name)
     folder = Path.cwd() / ".peers" / name
     python, stamp = folder / "bin" / "python", folder / ".installed"
-    wanted = "\n".join(PEERS[name].packages)
+    wanted = "\n".join(known[name].packages)
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    compiles = " ten minutes: it is compiled" if PEERS[name].environment else " a minute or two"
+    compiles = " ten minutes: it is compiled" if known[name].environment else " a minute or two"
     say(f"Installing {name} into {folder} (once;{compiles})")
     for command in ([sys.executable, "-m", "venv", str(folder)],
                     [str(python), "-m", "pip", "install", "--quiet",
-                     "--disable-pip-version-check", *PEERS[name].packages]):
+                     "--disable-pip-version-check", *known[name].packages]):
         done = subprocess.run(command, capture_output=True, text=True,
-                              env={**os.environ, **PEERS[name].environment})
+                              env={**os.environ, **known[name].environment})
         if done.returncode:
             raise TfspeedError(f"The peer {name} could not be installed.",
                                command=" ".join(command), hint=done.stderr.strip()[-500:])

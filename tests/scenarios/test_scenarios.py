@@ -1,0 +1,176 @@
+"""The scenarios' script: rows, texts, mistakes."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from tests.audio.test_wav import tone, written
+from tests.models.seq2seq import save_ctranslate2, save_hf, tiny
+from tests.scripts import forked
+from tfspeed import peers
+from tfspeed.audio import clips
+from tfspeed.audio.transcriber import Options, Transcriber
+from tfspeed.engines import create
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.progress import Progress
+from tfspeed.models.load import load
+from tfspeed.scenarios import pairs, speech_job, speech_peers
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every call, in forks of one process: exit code, output, errors, and the folder."""
+    pytest.importorskip("sacrebleu")
+    folder = tmp_path_factory.mktemp("scenario")
+    save_ctranslate2(tiny("whisper", source_length=60), folder / "whisper")
+    save_hf(tiny("t5"), folder / "t5")
+    (folder / "clips").mkdir()
+    written(folder / "clips" / "one.wav", tone(44100), 44100)
+    written(folder / "clips" / "quiet.wav", np.zeros(16000))
+    written(folder / "clips" / "empty.wav", [])
+    (folder / "said").write_text("<s> w1 w2 </s> (one)\nquiet\t\n")
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    (folder / "pairs.tsv").write_text("w1 w2\tw3 w4\nw5 w6 w7\tw8\n")
+    (folder / "none.tsv").write_text("no pairs here\n")
+    speech = ["--scenario=speech", "--model=whisper", "--engine=graph", "--new_tokens=4"]
+    text = ["--scenario=translation", "--model=t5", "--engine=graph", "--new_tokens=4"]
+    calls = {
+        "speech": [*speech, "--audio=clips", "--transcripts=said", "--no_speech_threshold=1",
+                   "--repetitions=2", "--chunk_s=0.5", "--output=speech.json"],
+        "texts": [*text, "--pairs=pairs.tsv", "--output=texts.json"],
+        "translated": [*speech, "--scenario=translation", "--audio=clips/one.wav", "--language=de",
+                       "--transcripts=said", "--output=translated.json"],
+        "no audio": speech, "broken": [*speech, "--audio=broken.wav"],
+        "missing": [*speech, "--audio=nothing.wav"], "no clips": [*speech, "--audio=whisper"],
+        "language": [*speech, "--audio=clips", "--language=xx"],
+        "threshold": [*speech, "--audio=clips", "--no_speech_threshold=2"],
+        "chunk": [*speech, "--audio=clips", "--chunk_s=0"],
+        "transcripts": [*speech, "--audio=clips", "--transcripts=pairs"],
+        "no whisper": [*speech, "--audio=clips", "--model=t5"],
+        "scenario": ["--scenario=dance"], "both": [*text, "--pairs=pairs.tsv", "--audio=clips"],
+        "no pairs": [*text, "--pairs=none.tsv"], "no file": [*text, "--pairs=nothing.tsv"],
+        "speech model": [*text, "--pairs=pairs.tsv", "--model=whisper"],
+    }
+    return dict(zip(calls, forked.calls("scenario.py", list(calls.values()), folder),
+                    strict=True)), folder
+
+
+def row(made, name):
+    (code, _, err), folder = made[0][name], made[1]
+    assert code == 0, err
+    return json.loads((folder / f"{name}.json").read_text())["rows"][0]
+
+
+def test_speech(made):
+    found = row(made, "speech")
+    clips = {clip["name"]: clip for clip in found["clips"]}
+    assert found["audio_s"] == pytest.approx(2.3, abs=0.01)
+    assert found["rtf"]["median"] > 0
+    assert len(found["rtf"]["samples"]) == 2
+    assert clips["one"]["text"]
+    assert clips["quiet"]["text"] == clips["empty"]["text"] == ""
+    assert clips["empty"]["windows"] == 0
+    assert found["wer"] == clips["one"]["wer"] >= 0
+    assert found["partials"] == sum(c["stream"]["partials"] for c in found["clips"]
+                                    if "stream" in c)
+    assert found["first_partial_s"]["median"] > 0.5
+    assert "one.wav: " + clips["one"]["text"] in made[0]["speech"][1]
+
+
+def test_translations(made):
+    found = row(made, "texts")
+    assert len(found["texts"]) == 2
+    assert found["sentences_per_s"] > 0
+    assert 0 <= found["chrf"] <= 100
+    assert "version" in found["bleu_signature"]
+    assert "no usable translation" in found["verdict"]
+    spoken = row(made, "translated")
+    assert spoken["task"] == "translate"
+    assert spoken["texts"][0]["reference"] == "w1 w2"
+
+
+@pytest.mark.parametrize(("name", "words"), {
+    "no audio": "--audio must name", "broken": "no WAV file", "missing": "WAV files",
+    "no clips": "WAV files", "language": "no language of this code", "threshold": "probability",
+    "chunk": "--chunk_s must be more", "transcripts": "--transcripts must be",
+    "no whisper": "needs a Whisper", "scenario": "scenario", "both": "either --audio",
+    "no pairs": "holds no pairs", "no file": "readable UTF-8", "speech model": "give it --audio",
+}.items())
+def test_mistakes_are_told(made, name, words):
+    code, _, err = made[0][name]
+    assert code == 2, err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_transcripts(tmp_path):
+    (tmp_path / "a").write_text("<s> he was </s> (one-1)\n\ntwo.wav\tshe  \n")
+    assert clips.transcripts(str(tmp_path / "a")) == {"one-1": "he was", "two": "she"}
+    (tmp_path / "a").write_text("neither form\n")
+    with pytest.raises(TfspeedError, match="line=1"):
+        clips.transcripts(str(tmp_path / "a"))
+
+
+def test_catalogues(tmp_path):
+    pytest.importorskip("polib")
+    (tmp_path / "a.po").write_text(
+        'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\n'
+        'msgid "Enter a valid date."\nmsgstr "Bitte ein gültiges Datum eingeben."\n\n'
+        'msgid "Not more than %d files"\nmsgstr "Nicht mehr als %d Dateien"\n\n'
+        'msgid "Save"\nmsgstr "Sichern"\n\nmsgid "This is not yet done"\nmsgstr ""\n', "utf-8")
+    assert pairs.read(str(tmp_path / "a.po"), 0) == [
+        ("Enter a valid date.", "Bitte ein gültiges Datum eingeben.")]
+    many = tmp_path / "a.tsv"
+    many.write_text("".join(f"{i}\t{-i}\n" for i in range(10)))
+    assert [a for a, _ in pairs.read(str(many), 4)] == ["0", "3", "6", "9"]
+
+
+def test_scores_are_sacrebleus():
+    pytest.importorskip("sacrebleu")
+    same = pairs.scores(["the cat sat on the mat"], ["the cat sat on the mat"])
+    assert same["chrf"] == pytest.approx(100)
+    assert same["bleu"] == pytest.approx(100)
+    assert pairs.scores(["nothing alike"], ["völlig anders"])["chrf"] < 20
+
+
+PEER = """
+import json, sys, numpy as np
+print(json.dumps({"load_s": 1.0, "type": "int8", "version": "fake"}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    assert np.load(request["frames"]).shape == (1, 8, 120)
+    print(json.dumps({"encode_s": 60.0, "decode_s": 40.0, "tokens": request["prompt"][:1] + [1, 2]}),
+          flush=True)
+"""
+
+
+def test_a_peer_reads_the_same_windows(tmp_path, monkeypatch):
+    save_ctranslate2(tiny("whisper", source_length=60), tmp_path / "tiny")
+    written(tmp_path / "a.wav", 0.3 * np.random.default_rng(0).normal(size=16000 * 2))
+    (tmp_path / "worker.py").write_text(PEER)
+    monkeypatch.setitem(peers.SPEECH_PEERS, "fake", peers.Peer(
+        (), str(tmp_path / "worker.py"), "It is a fake."))
+    monkeypatch.setattr(peers, "install", lambda *_: sys.executable)
+    made = Transcriber(create("litert:int8", load(tmp_path / "tiny")), Options(new_tokens=4))
+    flags = types.SimpleNamespace(repetitions=2, stream=False, threads=1)
+    with speech_peers.running(["fake"], made, flags, Progress()) as running:
+        row = speech_job.measure(made, [tmp_path / "a.wav"], {"a": "w1 w2 w1 w2"}, flags,
+                                 Progress(), running)
+    peer = row["peers"][0]
+    assert peer["rtf"]["samples"] == [100.0, 100.0]  # two windows of 100 s for two seconds
+    assert (peer["wer"], peer["clips"][0]["text"]) == (0.0, "w1 w2 w1 w2")
+    assert peer["speedup"]["ratio"] > 1
+    speech_job.show(row | {"model": "m", "strategy": "s", "engine": "e"}, Progress())
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"peers": "whisperkit"}, "must be among"), ({"audio": "stdin"}, "not standard input"),
+    ({"language": "auto"}, "told the language")])
+def test_peers_that_cannot_be_asked(changes, words):
+    flags = types.SimpleNamespace(**{"peers": "ctranslate2", "audio": "a.wav", "language": "en"}
+                                  | changes)
+    with pytest.raises(TfspeedError, match=words):
+        speech_peers.asked(flags)

@@ -1,0 +1,164 @@
+"""The `litert` engine over encoder–decoders: what `encode` writes is what decode steps read."""
+
+import weakref
+
+import numpy as np
+
+from tfspeed.engines.base import FINISHED, pad_left
+from tfspeed.engines.litert_base import LiteRtBase
+from tfspeed.litert import profiler
+from tfspeed.litert.decoder import decode_name, prefill_name
+from tfspeed.litert.formats import Formats
+from tfspeed.litert.pack_seq2seq import pack_encoder_decoder
+from tfspeed.litert.runtime import Buffers, Program
+from tfspeed.litert.seq2seq import (
+    BIAS,
+    ENCODE,
+    CrossLowering,
+    EncodeLowering,
+    decoder_config,
+    given_names,
+)
+from tfspeed.litert.session import DecoderSession, capacities
+from tfspeed.models.encoder_decoder import MASKED
+
+_PREFILLS = (4, 32)  # Whisper's prompt has four tokens, the last of them read by decode
+_SMALLEST = 64       # slots of the first cache: an answer is short
+
+
+class Encoded:
+    """A source after the encoder; its memory is used again when nobody holds it any more."""
+
+    def __init__(self, buffers: Buffers, rows: int):
+        self.buffers, self.rows = buffers, rows
+
+
+class EncoderDecoderLiteRtEngine(LiteRtBase):
+    """Args:
+        weights: how the matrices are stored, see `litert.formats.Formats`.
+    """
+
+    profile_source = profiler.SOURCE
+    takes_source = True
+
+    def __init__(self, model, weights: str = "float32"):
+        super().__init__(model, weights, pack_encoder_decoder(model.keras_model, Formats(weights)))
+        self.config = model.config
+        self._sizes = [_SMALLEST, *capacities(decoder_config(self.config),
+                                              self.config.context_length)]
+        self._programs: dict[int, Program] = {}
+        self._free: dict[int, list[Buffers]] = {}
+
+    def step_bytes(self, batch, context):
+        c = self.config
+        return self._packed.step_bytes + c.cache_bytes(batch, context, c.source_length, 4)
+
+    def encode(self, source):
+        source = self.model.checked_source(source)
+        rows = len(source)
+        free = self._free.setdefault(rows, [])
+        buffers = free.pop() if free else self._program_of(rows).buffers(ENCODE)
+        if self.config.source == "audio":
+            buffers["frames"] = source
+        else:
+            padded = np.full((rows, self.config.source_length), -1, np.int32)
+            padded[:, :source.shape[1]] = source
+            buffers["source"] = np.maximum(padded, 0)
+            buffers[BIAS] = np.where(padded < 0, MASKED, 0)
+        buffers.run()
+        made = Encoded(buffers, rows)
+        weakref.finalize(made, free.append, buffers)
+        return made
+
+    def score(self, tokens, encoded=None):
+        tokens = np.asarray(tokens, np.int32)
+        if encoded is None:
+            encoded = self.encode(self.model.default_source(len(tokens)))
+        session = self._session(len(tokens), tokens.shape[1])
+        try:
+            session.hear(encoded.buffers)
+            starts = np.zeros(len(tokens), np.int32)
+            rows = [np.array(session.begin(tokens[:, :1], starts))]
+            rows += [np.array(session.step(column)) for column in tokens[:, 1:].T]
+            return np.stack(rows, 1)
+        finally:
+            self._sessions.setdefault(len(tokens), session)
+
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens, encoded=None):
+        width, batch = max(map(len, prompts)), len(prompts)
+        tokens, lengths = pad_left(prompts, width)
+        session = self._session(batch, width + new_tokens)
+        never = list(self.model.suppressed)
+        first = list({*never, *self.model.suppressed_first})
+        try:
+            session.hear(encoded.buffers)
+            logits = session.begin(tokens, width - lengths)
+            finished = np.zeros(batch, bool)
+            for count in range(new_tokens):
+                logits[:, never if count else first] = -np.inf
+                chosen = self.choose(logits, sampling, count)
+                yield np.where(finished, FINISHED, chosen)
+                finished |= np.isin(chosen, stop_tokens)
+                if count == new_tokens - 1 or finished.all():
+                    return
+                logits = session.step(chosen)
+        finally:
+            self._sessions.setdefault(batch, session)
+
+    def _new_session(self, batch, needed):
+        del needed  # the context is short: there is room for all of it
+        return _Session(self._program_of(batch), self.config, self._sizes)
+
+    def _decode_signature(self, tokens, lengths):
+        batch, width = tokens.shape
+        size = next(s for s in self._sizes if s > width)
+        inputs = {"tokens": tokens[:, -1], "input_pos": np.asarray([width], np.int32)}
+        if batch > 1:
+            inputs["starts"] = width - lengths
+
+        def write(file):
+            CrossLowering(file, self.config, self._packed, decode_name(size), batch, 1,
+                          size).write(True)
+
+        return write, decode_name(size), inputs
+
+    def _program_of(self, batch: int) -> Program:
+        """A file for so many rows: one encode, and prefill and decode for each cache."""
+        if batch not in self._programs:
+            self._programs[batch] = self._load(lambda file: write(
+                file, self.config, self._packed, batch, self._sizes))
+        return self._programs[batch]
+
+
+def write(file, config, packed, batch: int, sizes: list[int]) -> None:
+    """All signatures of an encoder–decoder, over one set of weights."""
+    EncodeLowering(file, config, packed, batch).write()
+    for size in sizes:
+        CrossLowering(file, config, packed, decode_name(size), batch, 1, size).write(True)
+        for length in _PREFILLS:
+            if length <= size:
+                CrossLowering(file, config, packed, prefill_name(length, size), batch, length,
+                              size).write(False)
+
+
+class _Session(DecoderSession):
+    """See `DecoderSession`; `hear` first."""
+
+    prefills = _PREFILLS
+
+    def __init__(self, program: Program, config, sizes: list[int]):
+        super().__init__(program, decoder_config(config), sizes)
+        self._names, self._heard = given_names(config), None
+
+    def hear(self, encoded: Buffers) -> None:
+        """Goes on from a source: its keys and values stay where `encode` wrote them."""
+        self._heard = encoded
+        for buffers in self._made.values():
+            buffers.share(encoded, self._names)
+
+    def _buffers(self, name):
+        new = name not in self._made
+        made = super()._buffers(name)
+        if new:
+            made.share(self._heard, self._names)
+        return made

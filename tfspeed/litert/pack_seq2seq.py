@@ -1,0 +1,159 @@
+"""An encoder–decoder's matrices in the form that the lowered graphs read.
+
+Weights are rounded as they are: in layer norms, biases and GELU no channel stands out as in a
+decoder with RMS norms, and int8 changes no word of the clips that it was measured on.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tfspeed.errors import TfspeedError
+from tfspeed.litert import dense
+from tfspeed.litert.dense import Dense, array, packed_matrix
+from tfspeed.litert.formats import Formats
+from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
+from tfspeed.litert.weights import Weight, pack
+from tfspeed.models.encoder_decoder import CrossAttention, EncoderDecoder, EncoderDecoderBlock
+from tfspeed.models.packed import Packed, PackedConv1D, PackedEmbedding
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedCross:
+    """Cross-attention of a layer; the norm is float32 `[2, hidden]`, scale and bias."""
+
+    norm: np.ndarray
+    query: Product
+    key_value: Product
+    out: Product
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedEncoderDecoder:
+    """All weights. `decoder` has the embedding, which a token source shares, and the head; its
+    `final_norm` is None where there is none.
+
+    Attributes:
+        convolutions: products over three neighbouring frames, `[hidden, 3 · in]`; [] for tokens.
+        positions: of the encoder, float32 `[source, hidden]`.
+        embedding_norms: of both sides, or None.
+        encoder_norm: float32 `[2, hidden]`, or None.
+    """
+
+    convolutions: list[Product]
+    positions: np.ndarray
+    encoder: list[PackedBlock]
+    encoder_norm: np.ndarray | None
+    embedding_norms: tuple[np.ndarray, np.ndarray] | None
+    decoder: PackedDecoder
+    cross: list[PackedCross]
+    logit_bias: np.ndarray | None
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every matrix once."""
+        products = [*self.convolutions,
+                    *(p for b in self.encoder for p in (b.query_key_value, b.out, b.up, b.down)),
+                    *(p for c in self.cross for p in (c.query, c.key_value, c.out))]
+        return self.decoder.weights + [w for p in products for w in p.weights]
+
+    @property
+    def step_bytes(self) -> int:
+        """Of the matrices that a decode step reads."""
+        products = [p for c in self.cross for p in (c.query, c.out)]
+        return self.decoder.step_bytes + sum(w.nbytes for p in products for w in p.weights)
+
+
+def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncoderDecoder:
+    """Raises:
+        TfspeedError: a layer, or the kind of positions, has no LiteRT form.
+    """
+    c = model.config
+    if c.positions == "relative":
+        raise TfspeedError("Relative positions (T5) have no LiteRT form yet.", model=model.name,
+                           hint="Use --engine=xla.")
+    for block in (*model.encoder, *model.decoder):
+        if type(block) is not EncoderDecoderBlock or (
+                block.crosses and type(block.cross) is not CrossAttention):
+            raise _unsupported(block)
+
+    def product(name, layer, scale=None):
+        if (type(layer) not in dense.KINDS or layer.activation is not keras.activations.linear):
+            raise _unsupported(layer)
+        found = Dense(layer)
+        if scale is not None:
+            found.scale_outputs(slice(0, c.num_heads * c.head_dim), c.query_scale)
+        *first, weight = found.weights(name, formats)
+        return Product(weight, found.bias, first[0] if first else None)
+
+    def block(layer):
+        at, attention, mlp = layer.name, layer.attention, layer.mlp
+        return PackedBlock(
+            _norm(layer.attention_norm), _norm(layer.mlp_norm),
+            product(f"{at}/attention/query_key_value", attention.query_key_value, True),
+            product(f"{at}/attention/out", attention.out), product(f"{at}/mlp/up", mlp.up),
+            product(f"{at}/mlp/down", mlp.down), None, None, None)
+
+    def cross(layer):
+        at, own = layer.name, layer.cross
+        return PackedCross(_norm(layer.cross_norm), product(f"{at}/cross/query", own.query, True),
+                           product(f"{at}/cross/key_value", own.key_value),
+                           product(f"{at}/cross/out", own.out))
+
+    embedding = _table(model.embedding, formats)
+    tables = [array(p.embeddings) if not isinstance(p, PackedEmbedding) else array(p.unpacked())
+              for p in model.positions]
+    head = Product(embedding, None)
+    if model.head is not None:
+        head = product("head", model.head)
+    elif formats.of("head") != formats.of("embedding") and not isinstance(model.embedding, Packed):
+        head = Product(packed_matrix("head", array(model.embedding.embeddings), formats), None)
+    scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
+    if getattr(model.embedding, "channel_scale", None) is not None:
+        raise _unsupported(model.embedding)
+    final = [_norm(n) for n in model.final_norms] if c.final_norm else [None, None]
+    decoder = PackedDecoder(
+        embedding, None if c.embedding_scale == 1 else scale,
+        pack("position_embedding", tables[1], 32), [block(b) for b in model.decoder], final[1],
+        head)
+    return PackedEncoderDecoder(
+        [_convolution(f"convolution_{i}", layer, formats)
+         for i, layer in enumerate(model.convolutions if c.source == "audio" else ())],
+        tables[0], [block(b) for b in model.encoder], final[0],
+        tuple(map(_norm, model.embedding_norms)) if c.embedding_norm else None, decoder,
+        [cross(b) for b in model.decoder],
+        array(model.logit_bias) if c.logit_bias else None)
+
+
+def _table(layer, formats: Formats) -> Weight:
+    if isinstance(layer, PackedEmbedding):
+        found = dense.integers(layer, "embedding")
+        if found is not None:
+            return found
+        return packed_matrix("embedding", array(layer.unpacked()), formats)
+    return packed_matrix("embedding", array(layer.embeddings), formats)
+
+
+def _convolution(name: str, layer, formats: Formats) -> Product:
+    """As a product over three frames behind each other."""
+    bias = array(layer.bias)
+    if isinstance(layer, PackedConv1D):
+        found = None if layer.channel_scale is not None else dense.integers(layer, name)
+        if found is not None:
+            return Product(found, bias)
+    elif type(layer) is not keras.layers.Conv1D:
+        raise _unsupported(layer)
+    kernel = array(layer.kernel)  # [3, in, out]
+    return Product(packed_matrix(name, kernel.reshape(-1, kernel.shape[2]).T.copy(), formats), bias)
+
+
+def _norm(layer) -> np.ndarray:
+    scale = array(layer.scale)
+    return np.stack([scale, array(layer.bias) if layer.kind == "layer" else 0 * scale])
+
+
+def _unsupported(layer) -> TfspeedError:
+    return TfspeedError("This layer has no LiteRT form.", layer=getattr(layer, "path", layer.name),
+                        type=type(layer).__name__,
+                        hint="Use --engine=xla, or leave out the strategy that made it.")

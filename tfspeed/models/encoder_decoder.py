@@ -1,0 +1,312 @@
+"""One encoder–decoder transformer for Whisper, BART and T5, as a Keras 3 model.
+
+The encoder reads a source once; its keys and values for the decoder's cross-attention are what a
+generation keeps (`encode`). The decoder is read with an explicit KV cache, as `Decoder` is, whose
+norm, self-attention and MLP it shares. Sources: arXiv:1706.03762; Whisper, arXiv:2212.04356; BART,
+arXiv:1910.13461; T5, arXiv:1910.10683.
+"""
+
+import warnings
+
+import keras
+from keras import ops
+
+from tfspeed.models.conversion import Convertible
+from tfspeed.models.decoder import MLP, Attention, Norm
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
+
+# A text of one token sees nothing but itself.
+warnings.filterwarnings("ignore", "You are using a softmax over axis -1")
+MASKED = -1e9  # finite, as in `Decoder`
+PADDING = -1   # of token sources, on the right
+
+
+class CrossAttention(keras.layers.Layer):
+    """Queries of the decoder over keys and values of the encoder, which are made once."""
+
+    def __init__(self, config: EncoderDecoderConfig, initializer: str = "glorot_uniform", **kwargs):
+        super().__init__(autocast=False, **kwargs)  # see decoder.Attention
+        self.config = c = config
+        width = c.num_heads * c.head_dim
+
+        def dense(units, inputs, name):
+            layer = keras.layers.Dense(units, use_bias=c.biases, kernel_initializer=initializer,
+                                       dtype=self.dtype_policy, name=name)
+            layer.build((None, None, inputs))
+            return layer
+
+        self.query = dense(width, c.hidden_dim, "query")
+        self.key_value = dense(2 * width, c.hidden_dim, "key_value")
+        self.out = dense(c.hidden_dim, width, "out")
+        self.built = True
+
+    def keys_values(self, encoded):
+        """Of `[batch, source, hidden]`, each `[batch, heads, source, head_dim]`."""
+        heads = self._heads(self.key_value(encoded))
+        return heads[:, :self.config.num_heads], heads[:, self.config.num_heads:]
+
+    def call(self, x, keys, values, bias):
+        """Args:
+            bias: added to the scores, float32 `[batch, 1, 1, source]`, or None.
+        """
+        query = self._heads(self.query(x)) * self.config.query_scale
+        scores = ops.cast(ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2))), "float32")
+        scores = scores if bias is None else scores + bias
+        mixed = ops.matmul(ops.cast(ops.softmax(scores, axis=-1), values.dtype), values)
+        mixed = ops.transpose(mixed, (0, 2, 1, 3))
+        return self.out(ops.reshape(mixed, (*ops.shape(mixed)[:2], self.out_width)))
+
+    @property
+    def out_width(self) -> int:
+        return self.config.num_heads * self.config.head_dim
+
+    def _heads(self, x):
+        batch, length = ops.shape(x)[0], ops.shape(x)[1]
+        return ops.transpose(ops.reshape(x, (batch, length, -1, self.config.head_dim)),
+                             (0, 2, 1, 3))
+
+
+class EncoderDecoderBlock(keras.layers.Layer):
+    """One layer of either side: self-attention, cross-attention in the decoder, MLP."""
+
+    def __init__(self, config: EncoderDecoderConfig, cross: bool,
+                 initializer: str = "glorot_uniform", **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.config = c = config
+        policy = self.dtype_policy
+        # Cross-attention only in the decoder; a plain attribute tells which side this is.
+        self.crosses = cross
+
+        def norm(name):
+            return Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy, name=name)
+
+        self.attention_norm = norm("attention_norm")
+        self.attention = Attention(c.block, initializer, dtype=policy, name="attention")
+        if cross:
+            self.cross_norm = norm("cross_norm")
+            self.cross = CrossAttention(c, initializer, dtype=policy, name="cross")
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp = MLP(c.block, initializer, dtype=policy, name="mlp")
+        self.built = True
+
+    def call(self, x, bias, cache=None, index=None, keys_values=None, source_bias=None):
+        """Args:
+            bias: of self-attention, float32 `[batch, 1 or heads, length, capacity]`.
+            cache, index: see `decoder.Attention`.
+            keys_values: of the encoder, see `CrossAttention`; only in the decoder.
+            source_bias: hides padding of the source.
+
+        Returns:
+            `[batch, length, hidden]`, and the cache.
+        """
+        pre = self.config.pre_norm
+        attended, cache = self.attention(self.attention_norm(x) if pre else x, None, bias, cache,
+                                         index)
+        x = x + attended if pre else self.attention_norm(x + attended)
+        if self.crosses:
+            attended = self.cross(self.cross_norm(x) if pre else x, *keys_values, source_bias)
+            x = x + attended if pre else self.cross_norm(x + attended)
+        out = self.mlp(self.mlp_norm(x) if pre else x)
+        return (x + out if pre else self.mlp_norm(x + out)), cache
+
+
+def relative_bucket(distance, buckets: int, largest: int, both_ways: bool):
+    """T5's bucket of `key - query`, int32 of any shape: exact while near, logarithmic beyond."""
+    bucket = 0
+    if both_ways:
+        buckets //= 2
+        bucket = ops.where(distance > 0, buckets, 0)
+        distance = ops.abs(distance)
+    else:
+        distance = ops.maximum(-distance, 0)
+    near = buckets // 2
+    far = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / near)
+    far = far / float(ops.log(largest / near)) * (buckets - near)
+    far = ops.minimum(near + ops.cast(far, "int32"), buckets - 1)
+    return bucket + ops.where(distance < near, distance, far)
+
+
+@keras.saving.register_keras_serializable("tfspeed")
+class EncoderDecoder(Convertible, keras.Model):
+    """The model. `call((source, tokens))` scores whole texts; `encode`, then `forward`, continue
+    one from a state.
+
+    A source is float32 `[batch, frames, mels]`, or int32 tokens `[batch, length]`, padded on the
+    right with `PADDING`.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig, initializer: str = "glorot_uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.config = c = config
+        policy = self.dtype_policy
+        table = "zeros" if initializer == "zeros" else "uniform"
+
+        def embedding(rows, width, name):
+            layer = keras.layers.Embedding(rows, width, embeddings_initializer=table, dtype=policy,
+                                           name=name)
+            layer.build(None)
+            return layer
+
+        def convolution(inputs, stride, name):
+            layer = keras.layers.Conv1D(c.hidden_dim, 3, stride, kernel_initializer=initializer,
+                                        dtype=policy, name=name)
+            layer.build((None, None, inputs))
+            return layer
+
+        def norm(name):
+            return Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy, name=name)
+
+        if c.source == "audio":
+            self.convolutions = [convolution(c.mels, 1, "convolution_0"),
+                                 convolution(c.hidden_dim, 2, "convolution_1")]
+        self.embedding = embedding(c.vocabulary_size, c.hidden_dim, "embedding")
+        # Of each side: a row a position, or a row a bucket of distances.
+        rows, width = ((c.source_length, c.context_length), c.hidden_dim)
+        if c.positions == "relative":
+            rows, width = (c.relative_buckets,) * 2, c.num_heads
+        self.positions = [embedding(n, width, f"{side}_positions")
+                          for n, side in zip(rows, ("encoder", "decoder"), strict=True)]
+        if c.embedding_norm:
+            self.embedding_norms = [norm("encoder_embedding_norm"), norm("decoder_embedding_norm")]
+        self.encoder = [EncoderDecoderBlock(c, False, initializer, dtype=policy,
+                                            name=f"encoder_{i}") for i in range(c.encoder_layers)]
+        self.decoder = [EncoderDecoderBlock(c, True, initializer, dtype=policy,
+                                            name=f"decoder_{i}") for i in range(c.decoder_layers)]
+        if c.final_norm:
+            self.final_norms = [norm("encoder_norm"), norm("decoder_norm")]
+        if c.logit_bias:
+            self.logit_bias = self.add_weight(shape=(c.vocabulary_size,), initializer="zeros",
+                                              name="logit_bias")
+        self.head = None
+        if not c.tied_embeddings:
+            self.head = keras.layers.Dense(c.vocabulary_size, use_bias=False, dtype=policy,
+                                           kernel_initializer=initializer, name="head")
+            self.head.build((None, None, c.hidden_dim))
+        self.built = True
+
+    def encode(self, source) -> dict:
+        """What the decoder needs of a source: `cross`, keys and values a layer, and `bias`, float32
+        `[batch, 1, 1, source]`, 0 or masked."""
+        c = self.config
+        bias = None
+        if c.source == "audio":
+            x = self.listen(ops.cast(source, self.compute_dtype))
+        else:
+            bias = ops.where(source >= 0, 0.0, MASKED)[:, None, None, :]
+            x = self.embed(ops.maximum(source, 0))
+        length = ops.shape(x)[1]
+        places = ops.arange(length, dtype="int32")
+        if c.positions == "learned":
+            x = x + self.positions[0](places)
+        if c.embedding_norm:
+            x = self.embedding_norms[0](x)
+        hidden = self._within(0, places[None], places[None])
+        for block in self.encoder:
+            x, _ = block(x, hidden if bias is None else hidden + bias)
+        if c.final_norm:
+            x = self.final_norms[0](x)
+        if bias is None:
+            bias = ops.zeros((ops.shape(x)[0], 1, 1, length), "float32")
+        return {"cross": [block.cross.keys_values(x) for block in self.decoder], "bias": bias}
+
+    def listen(self, frames):
+        """Log-mel frames `[batch, frames, mels]` → `[batch, frames / 2, hidden]`, Whisper's two
+        convolutions, padded by a frame on either side."""
+        for convolution in self.convolutions:
+            frames = ops.gelu(convolution(ops.pad(frames, ((0, 0), (1, 1), (0, 0)))),
+                              approximate=False)
+        return frames
+
+    def embed(self, tokens):
+        x = self.embedding(tokens)
+        return x * ops.cast(self.config.embedding_scale, x.dtype)
+
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        """Empty caches of the decoder, see `Decoder.initial_state`."""
+        c = self.config
+        shape = (batch, c.num_heads, capacity, c.head_dim)
+
+        def cache():
+            return ops.zeros(shape, self.compute_dtype)
+
+        return {"caches": [(cache(), cache()) for _ in self.decoder],
+                "positions": ops.full((batch, capacity), -1, "int32"),
+                "lengths": ops.zeros((batch,), "int32"), "index": ops.zeros((), "int32")}
+
+    def forward(self, tokens, lengths, state: dict, encoded: dict):
+        """Reads `[batch, length]` tokens, padded on the left, into the state.
+
+        Returns:
+            Hidden states `[batch, length, hidden]` for `logits`, and the new state.
+        """
+        length = ops.shape(tokens)[1]
+        offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
+        positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
+        slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
+        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"],
+                                    encoded)
+        return hidden, {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
+                        "index": state["index"] + length}
+
+    def _read(self, tokens, positions, slots, caches, index, encoded):
+        c, x = self.config, self.embed(tokens)
+        if c.positions == "learned":
+            x = x + self.positions[1](ops.clip(positions, 0, c.context_length - 1))
+        if c.embedding_norm:
+            x = self.embedding_norms[1](x)
+        query, key = positions[:, :, None], slots[:, None, :]
+        seen = ops.logical_and(key >= 0, key <= query)
+        bias = ops.where(seen, 0.0, MASKED)[:, None] + self._within(1, positions, slots)
+        filled = []
+        for block, cache, cross in zip(self.decoder, caches, encoded["cross"], strict=True):
+            x, cache = block(x, bias, cache, index, cross, encoded["bias"])
+            filled.append(cache)
+        return (self.final_norms[1](x) if c.final_norm else x), filled
+
+    def _within(self, side: int, queries, keys):
+        """What relative positions add to the scores, float32 `[batch, heads, length, capacity]`;
+        0 where positions are added to what is read.
+
+        Args:
+            side: 0 of the encoder, which sees both ways; 1 of the decoder.
+            queries, keys: their positions, int32 `[batch, length]` and `[batch, capacity]`.
+        """
+        c = self.config
+        if c.positions == "learned":
+            return ops.zeros((1, 1, 1, 1), "float32")
+        buckets = relative_bucket(keys[:, None, :] - queries[:, :, None], c.relative_buckets,
+                                  c.relative_distance, side == 0)
+        return ops.cast(ops.transpose(self.positions[side](buckets), (0, 3, 1, 2)), "float32")
+
+    def logits(self, hidden):
+        """float32 `[..., vocabulary]` of hidden states `[..., hidden]`."""
+        hidden = hidden * ops.cast(self.config.logit_scale, hidden.dtype)
+        if self.head is None:
+            table = ops.cast(self.embedding.embeddings, hidden.dtype)
+            logits = ops.cast(ops.matmul(hidden, ops.transpose(table)), "float32")
+        else:
+            logits = ops.cast(self.head(hidden), "float32")
+        return logits + ops.cast(self.logit_bias, "float32") if self.config.logit_bias else logits
+
+    def score(self, tokens, encoded: dict):
+        """float32 logits `[batch, length, vocabulary]` of whole texts `[batch, length]`."""
+        places = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
+        nothing = [None] * len(self.decoder)
+        hidden, _ = self._read(tokens, places, places, nothing, None, encoded)
+        return self.logits(hidden)
+
+    def call(self, inputs):
+        """float32 logits of tokens after a source, see above."""
+        source, tokens = inputs
+        return self.score(tokens, self.encode(source))
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        converted = config.pop("converted", None)
+        made = cls(EncoderDecoderConfig.from_dict(config.pop("config")), **config)
+        made.take_over(converted)
+        return made

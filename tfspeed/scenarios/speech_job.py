@@ -1,0 +1,162 @@
+"""The work of the speech scenario: what is measured, and how it is shown."""
+
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tfspeed.audio.log_mel import RATE
+from tfspeed.audio.transcriber import Options, Partial, Transcriber
+from tfspeed.audio.wav import Wav
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.metrics import summary
+from tfspeed.measure.progress import Progress
+from tfspeed.measure.words import word_error_rate
+from tfspeed.scenarios import job
+
+
+def transcriber(flags, bar: Progress) -> tuple[Transcriber, dict]:
+    """What the flags ask for, and what the row says of it."""
+    engine, row = job.prepared(flags, bar)
+    made = Transcriber(engine, Options(flags.language, flags.task, flags.no_speech_threshold,
+                                       new_tokens=flags.new_tokens))
+    return made, {"scenario": flags.scenario, **row, "language": flags.language,
+                  "task": flags.task}
+
+
+def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,
+            peers=()) -> dict:
+    """Texts and figures of files. A file that cannot be read is an error; one that is empty or
+    silent has no text.
+
+    Args:
+        peers: of `speech_peers.running`: each reads a file right after us.
+    """
+    for path in paths:  # told before anything slow
+        with Wav(path):
+            pass
+    warm(made)
+    for peer in peers:
+        peer.warm()
+    clips = [_clip(made, path, said.get(path.stem), flags, bar, peers) for path in paths]
+    row = summed(clips)
+    if peers:
+        row["peers"] = [peer.row(row, said) for peer in peers]
+    streamed = [clip["stream"] for clip in clips if "stream" in clip]
+    if streamed:
+        row |= _streams(streamed)
+    return row
+
+
+def summed(clips: list[dict]) -> dict:
+    """Times and errors of all clips."""
+    sound = sum(clip["seconds"] for clip in clips)
+    row = {"clips": clips, "audio_s": sound}
+    if sound:
+        runs = [sum(times) / sound for times in zip(*(c["work_s"] for c in clips), strict=True)]
+        row |= {"rtf": summary(runs), "encode_s": summary([t for c in clips for t in c["encode_s"]]
+                                                          or [0.0]),
+                "decode_s": summary([t for c in clips for t in c["decode_s"]] or [0.0])}
+    known = [clip for clip in clips if "transcript" in clip]
+    if known:
+        row["wer"] = word_error_rate([c["transcript"] for c in known], [c["text"] for c in known])
+    return row
+
+
+def warm(made: Transcriber) -> None:
+    """Compiles everything that a window needs, on half a second of noise."""
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype(np.float32)
+    for _ in range(2):
+        made.window(noise)
+
+
+def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Progress, peers,
+          ) -> dict:
+    work, windows = [], []
+    with bar.task(path.name, flags.repetitions) as advance:
+        for _ in range(flags.repetitions):
+            with Wav(path) as wav:
+                windows = list(made.long(wav.blocks()))
+            work.append(sum(w.encode_s + w.decode_s for w in windows))
+            for peer in peers:
+                peer.read(path)
+            advance()
+    text = " ".join(w.text for w in windows if w.text)
+    clip = {"name": path.stem, "seconds": sum(w.seconds for w in windows), "text": text,
+            "work_s": work, "windows": len(windows),
+            "encode_s": [w.encode_s for w in windows if w.encode_s],
+            "decode_s": [w.decode_s for w in windows if w.encode_s],
+            "tokens": sum(len(w.tokens) for w in windows),
+            "no_speech": max((w.no_speech for w in windows), default=1.0),
+            "languages": sorted({w.language for w in windows})}
+    if transcript is not None:
+        clip |= {"transcript": transcript}
+        if transcript.strip():
+            clip["wer"] = word_error_rate([transcript], [text])
+    print(f"{path.name}: {text}", flush=True)
+    if flags.stream and clip["seconds"]:
+        with Wav(path) as wav:
+            clip["stream"] = spoken(list(made.stream(wav.blocks(), flags.chunk_s)))
+    return clip
+
+
+def spoken(partials: list[Partial]) -> dict:
+    """How a stream would have gone, were its sound to arrive as it is spoken: a result begins when
+    its sound is there and the one before is done."""
+    now, first = 0.0, None
+    for partial in partials:
+        now = max(now, partial.heard_s) + partial.work_s
+        if first is None and partial.text:
+            first = now
+    return {"partials": len(partials), "revised_partials": sum(p.revised for p in partials),
+            "first_partial_s": first, "final_lag_s": now - partials[-1].heard_s,
+            "texts": [p.text for p in partials]}
+
+
+def _streams(streams: list[dict]) -> dict:
+    firsts = [s["first_partial_s"] for s in streams if s["first_partial_s"] is not None]
+    row = {name: sum(s[name] for s in streams) for name in ("partials", "revised_partials")}
+    row["final_lag_s"] = summary([s["final_lag_s"] for s in streams])
+    return row | ({"first_partial_s": summary(firsts)} if firsts else {})
+
+
+def listen(made: Transcriber, chunk_s: float) -> dict:
+    """Standard input, to its end: the text so far is written over on a terminal, a line each
+    elsewhere."""
+    warm(made)
+    over = sys.stdout.isatty()
+    partials = []
+    with Wav(sys.stdin.buffer) as wav:
+        for partial in made.stream(wav.blocks(), chunk_s):
+            partials.append(partial)
+            mark = "=" if partial.end else "~"
+            print(f"\r\033[K{partial.text}" if over
+                  else f"{mark}{partial.revision} [{partial.heard_s:.1f} s] {partial.text}",
+                  end="\n" if partial.end or not over else "", flush=True)
+    if not partials or not partials[-1].heard_s:
+        raise TfspeedError("Nothing was heard on standard input.")
+    sound = partials[-1].heard_s
+    return {"audio_s": sound, "text": partials[-1].text, **_streams([spoken(partials)]),
+            "rtf": summary([sum(p.work_s for p in partials) / sound])}
+
+
+def show(row: dict, bar: Progress) -> None:
+    """The figures, one line each."""
+    def seconds(name):
+        return f"{statistics.median(row[name]['samples']):.3f} s" if name in row else None
+
+    faster = row.get("speedup")
+    shown = {"model": f"{row['model']}, {row['strategy']}, {row['engine']}",
+             "sound": f"{row['audio_s']:.1f} s",
+             "rtf": f"{row['rtf']['median']:.4f} (cv {row['rtf']['cv']:.1%})" if "rtf" in row
+             else None, "encode_s": seconds("encode_s"), "decode_s": seconds("decode_s"),
+             "wer": f"{row['wer']:.1%}" if "wer" in row else None,
+             "first_partial_s": seconds("first_partial_s"), "final_lag_s": seconds("final_lag_s"),
+             "partials": f"{row['partials']}, of which {row['revised_partials']} took back a word"
+             if "partials" in row else None,
+             "we are": f"{faster['ratio']:.2f}x as fast ({faster['low']:.2f}–{faster['high']:.2f})"
+             if faster and faster["low"] is not None else None}
+    for name, text in shown.items():
+        if text is not None:
+            bar.say(f"{name:>16}  {text}")

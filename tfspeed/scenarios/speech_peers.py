@@ -1,0 +1,104 @@
+"""Others' speech recognizers beside ours: the same windows of the same files, one after the other,
+so that both meet the machine in the same state."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tfspeed import peers
+from tfspeed.audio.log_mel import RATE, log_mel
+from tfspeed.audio.transcriber import AUTO, Transcriber
+from tfspeed.audio.wav import Wav
+from tfspeed.devices import available_cores
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.metrics import speedup
+from tfspeed.models.ctranslate2_loader import is_ctranslate2
+
+
+def asked(flags) -> list[str]:
+    """The peers that the flags name."""
+    names = [name for name in flags.peers.split(",") if name]
+    unknown = [name for name in names if name not in peers.SPEECH_PEERS]
+    if unknown:
+        raise TfspeedError(f"--peers must be among {', '.join(peers.SPEECH_PEERS)}.",
+                           peers=flags.peers)
+    if names and flags.audio == "stdin":
+        raise TfspeedError("Peers read files, not standard input.", peers=flags.peers)
+    if names and flags.language == AUTO:
+        raise TfspeedError("Peers are told the language.", language=flags.language)
+    return names
+
+
+@contextlib.contextmanager
+def running(names: list[str], made: Transcriber, flags, bar):
+    """A `SpeechPeer` of each variant of each name."""
+    source = Path(made.engine.model.source or "")
+    if names and not is_ctranslate2(source):
+        raise TfspeedError("CTranslate2 reads models in its own format.", model=str(source),
+                           hint="Use --model=whisper-base, or a folder with a model.bin.")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        started = []
+        for name in names:
+            python = peers.install(name, bar.say)
+            for variant in peers.SPEECH_PEERS[name].variants:
+                process = peers.PeerProcess(name, python, source.resolve(),
+                                            flags.threads or available_cores(), variant)
+                stack.callback(process.close)
+                started.append(SpeechPeer(process, made, folder))
+        yield started
+
+
+class SpeechPeer:
+    """One peer and what it has answered."""
+
+    def __init__(self, process: peers.PeerProcess, made: Transcriber, folder: Path):
+        self._process, self._made, self._frames = process, made, folder / "frames.npy"
+        self._clips: dict[str, dict] = {}
+
+    def warm(self) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype(np.float32)
+        for _ in range(2):
+            self._window(noise)
+
+    def read(self, path: Path) -> None:
+        """Reads a file once more, in the windows that we cut it into."""
+        with Wav(path) as wav:
+            samples = np.concatenate([np.zeros(0, np.float32), *wav.blocks()])
+        made, answers, at = self._made, [], 0
+        while at < len(samples):
+            window = samples[at:at + made.window_samples]
+            if at + made.window_samples < len(samples):
+                window = window[:made.cut(window)]
+            answers.append(self._window(window))
+            at += len(window)
+        clip = self._clips.setdefault(path.stem, {
+            "name": path.stem, "seconds": len(samples) / RATE, "work_s": [], "encode_s": [],
+            "decode_s": []})
+        clip["encode_s"] += [a["encode_s"] for a in answers]
+        clip["decode_s"] += [a["decode_s"] for a in answers]
+        clip["work_s"].append(sum(a["encode_s"] + a["decode_s"] for a in answers))
+        decode = made.engine.model.tokenizer.decode
+        clip["text"] = " ".join(decode(a["tokens"]).strip() for a in answers).strip()
+
+    def _window(self, samples: np.ndarray) -> dict:
+        made, options = self._made, self._made.options
+        config = made.engine.model.config
+        frames = np.asarray(log_mel([samples], config.source_frames, config.mels))
+        np.save(self._frames, np.ascontiguousarray(frames.transpose(0, 2, 1)))
+        return self._process.ask({"frames": str(self._frames), "new_tokens": options.new_tokens,
+                                  "prompt": made.tokens.prompt(options.language, options.task)})
+
+    def row(self, ours: dict, said: dict[str, str]) -> dict:
+        """Its row, with how much faster we are."""
+        from tfspeed.scenarios.speech_job import summed
+        clips = [clip | ({"transcript": said[clip["name"]]} if clip["name"] in said else {})
+                 for clip in self._clips.values()]
+        row = {"model": Path(self._made.engine.model.source).name, "strategy": "peer",
+               "engine": self._process.name, **self._process.started, **summed(clips),
+               "notes": [self._process.note]}
+        if "rtf" in ours and "rtf" in row:
+            row["speedup"] = speedup(row["rtf"]["samples"], ours["rtf"]["samples"])
+        return row
