@@ -42,6 +42,12 @@ class WorkerTarget:
         self._worker = worker
 
     def run(self, call: Call) -> Served:
+        tokenizer = self._worker.backend.model.tokenizer
+        text = StoppedText(tokenizer.decode) if tokenizer else None
+        return self.serve(Request(call.prompt, call.new_tokens, text=text), call)
+
+    def serve(self, request: Request, call: Call) -> Served:
+        """How a request was served that stands for a call."""
         served, over = Served(call, time.perf_counter(), []), threading.Event()
 
         def tell(update):
@@ -51,9 +57,7 @@ class WorkerTarget:
                 served.error = update.error
                 over.set()
 
-        tokenizer = self._worker.backend.model.tokenizer
-        text = StoppedText(tokenizer.decode) if tokenizer else None
-        request = Request(call.prompt, call.new_tokens, text=text, tell=tell)
+        request.tell = tell
         try:
             self._worker.submit(request)
             over.wait()
