@@ -44,7 +44,7 @@ def run(flags) -> None:
     finally:  # also after Ctrl-C: what was measured is kept
         for row in rows:
             row |= {"layers": plan.layers, "threads": threads, "engine": plan.engine,
-                    "train_length": plan.length, "learning_rate": plan.learning_rate}
+                    "train_length": plan.length, "learning_rate": plan.rate(row["model"])}
         write(rows, flags)
 
 

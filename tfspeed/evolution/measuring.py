@@ -7,7 +7,7 @@ import numpy as np
 
 from tfspeed import engines
 from tfspeed.errors import TfspeedError
-from tfspeed.evolution.models import VOCABULARY, build, width
+from tfspeed.evolution.models import LEARNING_RATES, VOCABULARY, build, width
 from tfspeed.evolution.training import Trainer, windows
 from tfspeed.measure import metrics, quality
 from tfspeed.measure.experiment import time_generation
@@ -28,6 +28,7 @@ class Plan:
         contexts: tokens before those that decoding is timed with.
         step_tokens: tokens of one training step, at any length.
         repetitions: timed steps, and timed generations.
+        learning_rate: the peak; 0: each kind's own, `models.LEARNING_RATES`.
     """
 
     parameters: int = 1_000_000
@@ -37,7 +38,7 @@ class Plan:
     contexts: tuple[int, ...] = (64, 256, 1024, 4096)
     step_tokens: int = 2048
     repetitions: int = 5
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.0
     engine: str = "litert"
 
     def __post_init__(self):
@@ -49,8 +50,8 @@ class Plan:
         if self.length < 2 or min(self.lengths) < 2:
             raise TfspeedError("A window needs at least two tokens.", length=self.length,
                                lengths=self.lengths)
-        if not 0 < self.learning_rate < np.inf:
-            raise TfspeedError("--learning_rate must be above 0.",
+        if not 0 <= self.learning_rate < np.inf:
+            raise TfspeedError("--learning_rate must be above 0, or 0 for each kind's own.",
                                learning_rate=self.learning_rate)
         engines.check(self.engine)
         if self.engine.partition(":")[0] == "fused":
@@ -60,6 +61,9 @@ class Plan:
     def build(self, kind: str) -> LanguageModel:
         longest = max(*self.contexts, *self.lengths, self.length) + _NEW_TOKENS
         return build(kind, self.parameters, self.layers, longest)
+
+    def rate(self, kind: str) -> float:
+        return self.learning_rate or LEARNING_RATES[kind]
 
     def rows(self, length: int) -> int:
         return max(1, self.step_tokens // length)
@@ -83,7 +87,7 @@ def fastest(plan: Plan, kind: str, text: bytes) -> Trainer:
 
 
 def made(plan: Plan, kind: str, compiled: bool, length: int) -> Trainer:
-    return Trainer(plan.build(kind), compiled, plan.learning_rate, plan.rows(length), length)
+    return Trainer(plan.build(kind), compiled, plan.rate(kind), plan.rows(length), length)
 
 
 def training_speed(plan: Plan, compiled: dict[str, bool], text: bytes,

@@ -8,6 +8,8 @@ import rich.table
 
 from tfspeed.errors import TfspeedError
 from tfspeed.evolution.findings import findings
+from tfspeed.measure import dashboard
+from tfspeed.measure.pictures import plain_ticks
 
 SIZE = (10, 6.5)
 
@@ -18,6 +20,7 @@ def tables(rows: Sequence[dict]) -> list[rich.table.Table]:
     first.add_row("weights", *(f"{row['parameters']:,}" for row in rows))
     first.add_row("hidden size", *(str(row["hidden_dim"]) for row in rows))
     first.add_row("trained by", *(row.get("train_engine", "–") for row in rows))
+    first.add_row("learning rate", *(f"{row.get('learning_rate', '–')}" for row in rows))
     if all("perplexity" in row for row in rows):
         first.add_row("tokens trained on", *(f"{row['trained_tokens']:,}" for row in rows))
         first.add_row("seconds of training", *(f"{row['trained_s']:.1f}" for row in rows))
@@ -77,7 +80,7 @@ def painter(rows: Sequence[dict]):
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-            ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+            plain_ticks(ax.yaxis)
         panels[0][0].legend()
         _learned(axes[1][1], rows)
 
@@ -89,6 +92,7 @@ def _learned(ax, rows) -> None:
     bars = ax.bar([row["model"] for _, row in found], [row["perplexity"] for _, row in found],
                   color=[f"C{i}" for i, _ in found], width=0.6)
     ax.bar_label(bars, [f"{row['perplexity']:.2f}" for _, row in found], fontsize=8, padding=2)
+    ax.margins(y=0.12)
     ax.set_title("perplexity a byte after the same budget (less is better)")
     ax.grid(False, axis="x")
 
@@ -103,6 +107,7 @@ def write_tensorboard(logdir: str, rows: Sequence[dict]) -> None:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
             with tf.summary.create_file_writer(str(folder)).as_default(step=0):
+                tf.summary.experimental.write_raw_pb(dashboard.layout(), step=0)
                 for entry in row.get("training", ()):
                     tf.summary.scalar("evolution/training_tokens_per_s_by_length",
                                       entry["tokens_per_s"], step=entry["length"])

@@ -55,6 +55,16 @@ def rendered(paint: Callable, size: tuple[float, float], form: str = "png",
     return content.getvalue()
 
 
+def plain_ticks(axis) -> None:
+    """Labels a logarithmic axis with 1, 2 and 5 of each power of ten, written out."""
+    def label(value, position):
+        del position
+        return f"{value:,g}" if f"{value:e}"[0] in "125" else ""
+
+    axis.set_major_formatter(label)
+    axis.set_minor_formatter(label)
+
+
 def write(paint: Callable, size: tuple[float, float], output: str, logdir: str, tag: str) -> None:
     """Writes the picture as a file, SVG if it is called so, else PNG; TensorBoard gets it as an
     image of the run `tag`."""

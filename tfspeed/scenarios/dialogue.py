@@ -179,11 +179,7 @@ def _row(worker, options: Options, kept: bool, turns: list[Turn], seconds: float
            "source": options.source, "conversations": options.conversations,
            "at_once": options.at_once, "repetitions": options.repetitions,
            "new_tokens": options.new_tokens, **bench.summary(served, seconds, {})}
-    row["goodputs"] = []
-    for limits in LIMITS:
-        good = bench.summary(served, seconds, limits)["request_goodput"]
-        row["goodputs"].append({"limits_ms": limits, "request_goodput": good,
-                                "share": good * seconds / len(turns)})
+    row["goodputs"] = bench.goodputs(served, seconds, LIMITS)
     row["reused_tokens"] = sum(turn.reused for turn in turns)
     row["by_turn"] = [_by_turn([t for t in turns if t.number == number], number)
                       for number in sorted({turn.number for turn in turns})]

@@ -141,6 +141,42 @@ def parse_goodput(text: str) -> dict[str, float]:
     return limits
 
 
+def parse_goodputs(text: str) -> list[dict[str, float]]:
+    """Several of `parse_goodput`, joined by semicolons."""
+    return [parse_goodput(part) for part in text.split(";") if part.strip()]
+
+
+def goodputs(served: Sequence[Served], seconds: float, limits: Sequence[dict]) -> list[dict]:
+    """For each set of limits its `limits_ms`, the good requests a second, `request_goodput`, and
+    their `share` of all that were sent."""
+    rates = [summary(served, seconds, some)["request_goodput"] for some in limits]
+    return [{"limits_ms": some, "request_goodput": rate, "share": rate * seconds / len(served)}
+            for some, rate in zip(limits, rates, strict=True)]
+
+
+def in_turn(target, calls: Sequence[Call], advance=lambda: None) -> dict:
+    """Sends calls one after the other, each when the one before is over: what a beginning that
+    they share costs the first and saves the others.
+
+    Returns:
+        `first_ttft_ms`; of the others `followers`, `median_followers_ttft_ms`,
+        `worst_followers_ttft_ms` and `followers_ratio`, their median by the first's.
+    """
+    ttft = []
+    for call in calls:
+        served = target.run(call)
+        if served.error or not served.times:
+            raise TfspeedError("A request failed.", cause=served.error or "no token came")
+        ttft.append(1e3 * (served.times[0] - served.sent))
+        advance()
+    row = {"first_ttft_ms": ttft[0], "followers": len(ttft) - 1}
+    if len(ttft) > 1:
+        median = float(np.median(ttft[1:]))
+        row |= {"median_followers_ttft_ms": median, "worst_followers_ttft_ms": max(ttft[1:]),
+                "followers_ratio": median / ttft[0]}
+    return row
+
+
 def summary(served: Sequence[Served], seconds: float, goodput: dict[str, float]) -> dict:
     """One row, by the names of vLLM's `vllm bench serve`. Times of requests that came through."""
     good = [s for s in served if not s.error and s.times]
