@@ -28,7 +28,7 @@ _SHARING = 9  # requests sent one after the other where prompts begin alike
 
 def run(flags) -> None:
     """Does what the flags of `scripts/bench_serve.py` say."""
-    goodputs, rates = bench.parse_goodputs(flags.goodput), _rates(flags.rates)
+    goodputs, rates = bench.parse_goodputs(flags.goodput), _rates(flags.rates, flags.trace)
     for rate in rates or [math.inf]:
         _load(flags, rate)  # what cannot be made is told before anything slow
     check_writable(flags.output)
@@ -96,9 +96,10 @@ def _say_estimate(bar, requests: int, rates: list[float | None]) -> None:
         bar.say(f"This will take at least {seconds / 60:.1f} minutes.")
 
 
-def _rates(text: str | None) -> list[float | None]:
+def _rates(text: str | None, trace: str | None) -> list[float | None]:
+    """None: as in the trace."""
     if text is None:
-        return [None]
+        return [None if trace else math.inf]
     if text == "auto":
         return []
     try:
