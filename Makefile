@@ -1,5 +1,6 @@
 # make run        the main job on the default model (sets everything up the first time)
 # make test       the tests; make test-all: the slow ones too; make lint: ruff
+# make gallery    every picture of README and BUILD, drawn anew from scripts/gallery/*.json
 # make run ARGS="--strategy=mirrored --batch=8"    any flags of scripts/run.py
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +12,7 @@ PIP := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off --
 # for what they set up once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run setup test test-all lint clean
+.PHONY: run setup test test-all lint gallery clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -25,6 +26,9 @@ test-all: $(VENV)/.tests
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
+
+gallery: $(VENV)/.installed
+	$(VENV)/bin/python scripts/gallery.py
 
 setup: $(VENV)/.model $(VENV)/.task
 

@@ -29,6 +29,7 @@ flags.DEFINE_float("link_gb_per_s", 1.25, "10^9 bytes a second between workers")
 flags.DEFINE_integer("bytes_a_weight", 4, "4: float32, 2: bfloat16, 1: int8")
 flags.DEFINE_integer("batch", 1, "rows of a decode step (on each worker where they are shared out)")
 flags.DEFINE_integer("train_tokens", 1024, "tokens of a training step on each worker")
+flags.DEFINE_string("output", None, "JSON file that the tables are written to as well")
 
 
 def run():

@@ -1,5 +1,7 @@
 """Behind `scripts/scaling.py`: the tables of `costs.scaling`, their assumptions beside them."""
 
+import dataclasses
+
 import rich.box
 import rich.console
 import rich.table
@@ -9,7 +11,11 @@ from tfspeed.costs.communication import Link
 from tfspeed.costs.scaling import Machine
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
+from tfspeed.main_job import check_writable
 from tfspeed.measure.bandwidth import memory_bandwidth
+from tfspeed.measure.environment import environment
+from tfspeed.measure.pictures import MUTED
+from tfspeed.measure.report import write_json
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.load import load
 
@@ -22,6 +28,8 @@ def run(flags) -> None:
     if not (flags.gb_per_s >= 0 and flags.link_us >= 0):
         raise TfspeedError("--gb_per_s and --link_us must be 0 or more.", gb_per_s=flags.gb_per_s,
                            link_us=flags.link_us)
+    if flags.output:
+        check_writable(flags.output)
     model = load(flags.model)
     if not isinstance(model.keras_model, Decoder):
         raise TfspeedError("The tables are of decoders, and this model is none.", model=flags.model)
@@ -42,6 +50,32 @@ def run(flags) -> None:
           "overlaps; no caches, no stragglers, links that nobody else uses.\n")
     for title, points in tables.items():
         _print(title, points)
+    if flags.output:
+        write_json(flags.output, environment(), [
+            {"model": model.name, "way": title, "points": list(map(dataclasses.asdict, points))}
+            for title, points in tables.items()])
+
+
+SIZE = (9, 5)
+
+
+def painter(rows):
+    """For `pictures.rendered`: how much faster more workers are, for each way to use them."""
+    def paint(figure):
+        ax = figure.subplots()
+        for i, row in enumerate(rows):
+            ax.plot([p["workers"] for p in row["points"]], [p["speedup"] for p in row["points"]],
+                    "o-", color=f"C{i}", label=row["way"])
+        workers = [p["workers"] for p in rows[0]["points"]]
+        ax.plot(workers, workers, ls=":", color=MUTED, lw=1, label="as many times as workers")
+        for axis, scale in ((ax.xaxis, ax.set_xscale), (ax.yaxis, ax.set_yscale)):
+            scale("log", base=2)
+            axis.set_major_formatter(lambda value, _: f"{value:.{4 if value > 1 else 2}g}")
+        ax.set(xlabel="workers", ylabel="speed-up over one worker",
+               title=f"{rows[0]['model']} on paper: what more workers would bring")
+        ax.legend()
+
+    return paint
 
 
 def _print(title: str, points) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import strategies
-from tests.conftest import tiny_decoder
+from tests.conftest import tiny_decoder, tiny_recurrent
 from tests.engines.test_engines import reference
 from tests.export.conftest import MODELS, TEXT, WORDS, export, with_tokenizer
 from tfspeed.errors import TfspeedError
@@ -76,9 +76,27 @@ def test_other_models_are_saved_models(name, tmp_path):
     assert "perplexity" not in record["quality"]  # on random tokens
     assert any("random tokens" in note for note in record["notes"])
     assert verify.run(str(path)) == 0
-    for form in ("tflite", "litertlm"):
+    for form in ("tflite",) * (name == "uncached") + ("litertlm",):
         with pytest.raises(TfspeedError, match="--format=saved_model"):
             export(model, form, tmp_path)
+
+
+@pytest.mark.parametrize(("cell", "weights"), [("rnn", "float32"), ("lstm", "float32"),
+                                               ("gru", "float32"), ("lstm", "int8")])
+def test_recurrent_models_are_tflite_files(cell, weights, tmp_path):
+    model = with_tokenizer(tiny_recurrent(cell))
+    path = export(model, "tflite", tmp_path, weights, context=64)
+    with verify.opened(path, "tflite") as runner:
+        for prompt in (PROMPT, [3], PROMPT):  # nothing is left of the text before
+            if weights == "float32":
+                np.testing.assert_array_equal(runner.greedy(prompt, 12),
+                                              reference(model, [prompt], 12)[0])
+        scored = runner.score(np.asarray([PROMPT], np.int32))
+        np.testing.assert_allclose(scored, model.score(np.asarray([PROMPT])),
+                                   atol=1e-5 if weights == "float32" else 0.02)
+    found = manifest.read(path)["quality"]
+    assert found["kl_divergence"] < (1e-6 if weights == "float32" else 1e-3)
+    assert verify.run(str(path)) == 0
 
 
 def test_a_saved_model_needs_no_tfspeed(artifacts, tmp_path):

@@ -59,13 +59,20 @@ def test_a_chat_through_a_pipe(tmp_path):
 @needs_glassllm
 def test_a_load_is_measured(tmp_path):
     bench = start("bench_serve.py", "--model=glassllm", "--requests=6", "--new_tokens=6",
-                  "--prompt_tokens=10", "--rates=50,inf", "--goodput=ttft:60000", cwd=tmp_path)
+                  "--prompt_tokens=10", "--rates=50,inf", "--shared_prefix=70",
+                  "--goodput=ttft:60000;ttft:0.001", "--picture=goodput.svg", cwd=tmp_path)
     out, err = bench.communicate(timeout=120)
     assert bench.returncode == 0, err
     assert "p99_tpot_ms" in out
-    rows = json.loads((tmp_path / "results_serve.json").read_text())["rows"]
+    sharing, *rows = json.loads((tmp_path / "results_serve.json").read_text())["rows"]
+    assert sharing["followers"] == 5
+    assert sharing["followers_ratio"] == pytest.approx(
+        sharing["median_followers_ttft_ms"] / sharing["first_ttft_ms"])
+    assert "TTFT of the first" in out
     assert [row["completed"] for row in rows] == [6, 6]
     assert all(row["request_goodput"] > 0 for row in rows)
+    assert [[g["share"] for g in row["goodputs"]] for row in rows] == [[pytest.approx(1), 0]] * 2
+    assert b"good: TTFT 0.001 ms" in (tmp_path / "goodput.svg").read_bytes()
 
 
 @pytest.mark.parametrize(("script", "flag", "words"), [

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 from pathlib import Path
 
 import rich.box
@@ -12,12 +11,13 @@ import rich.table
 from tfspeed.dataflow.pipeline import PipelineEngine
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
+from tfspeed.measure import pictures
+from tfspeed.measure.pictures import MUTED
 
 PICTURE = "dataflow.png"
 _KINDS = {"prefill": "prefill", "step": "decode"}
 _PARTS = {"prefill": ("prefill",), "step": ("step", "head")}
-_SIZE, _DPI = (11, 6.5), 110  # inches, dots an inch
-_COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
+_SIZE = (11, 6.5)
 
 
 def check(strategy) -> None:
@@ -87,53 +87,53 @@ def table(engine: PipelineEngine, found: Measured) -> rich.table.Table:
     return made
 
 
-def picture(engine: PipelineEngine, found: Measured) -> bytes:
-    """A PNG: what each node of the chain costs and who has it, and the times of the stages."""
-    import matplotlib
-    matplotlib.use("Agg")  # no display is needed
-    from matplotlib import pyplot as plt
+def painter(engine: PipelineEngine, found: Measured):
+    """For `pictures.rendered`: what each node of the chain costs and who has it, and the times of
+    the stages."""
+    def paint(figure):
+        axes = figure.subplots(2, 2)
+        for column, (kind, word) in enumerate(_KINDS.items()):
+            _costs(axes[0][column], engine, kind, word)
+            _times(axes[1][column], engine, found, kind, word)
 
-    figure, axes = plt.subplots(2, 2, figsize=_SIZE, dpi=_DPI, layout="constrained")
-    for column, (kind, word) in enumerate(_KINDS.items()):
-        chain = engine.chains[kind]
-        above, below = axes[0][column], axes[1][column]
-        for i, plan in enumerate(engine.plans):
-            nodes, color = range(plan.begin, plan.end), _COLORS[i % len(_COLORS)]
-            above.bar(nodes, [1e3 * chain.nodes[n].seconds for n in nodes], color=color,
-                      label=f"{engine.devices[i]}: {plan.content}")
-            below.bar(i - 0.2, 1e3 * plan.seconds[kind], 0.38, color=color)
-            below.bar(i + 0.2, 1e3 * found.seconds[i].get(kind, 0), 0.38, color=color, alpha=0.5)
-            if not plan.last:
-                above.axvline(plan.end - 0.5, color="#444444", lw=1, ls=":")
-                above.annotate(f"{plan.sent[kind] / 1e3:.1f} KB\n{plan.sending[kind] * 1e3:.2f} ms",
-                               (plan.end - 0.5, 1), (3, -58), fontsize=7,
-                               xycoords=("data", "axes fraction"), textcoords="offset points")
-        above.set_title(f"{word}: {engine.calls[kind]}, expected of each node", loc="left",
-                        fontsize=9)
-        above.set_xlabel("embedding, blocks, head")
-        above.set_ylabel("ms on the first worker")
-        above.set_ylim(0, 1.4e3 * max(node.seconds for node in chain.nodes) or None)
-        above.legend(fontsize=7, loc="upper left")
-        below.set_title(f"{word}: a call of each stage, expected (left) and measured (right)",
-                        loc="left", fontsize=9)
-        below.set_xticks(range(len(engine.plans)), engine.devices, fontsize=8)
-        below.set_ylabel("ms")
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    plt.close(figure)
-    return content.getvalue()
+    return paint
+
+
+def _costs(ax, engine: PipelineEngine, kind: str, word: str) -> None:
+    chain = engine.chains[kind]
+    for i, plan in enumerate(engine.plans):
+        nodes = range(plan.begin, plan.end)
+        ax.bar(nodes, [1e3 * chain.nodes[n].seconds for n in nodes], color=f"C{i % 6}",
+               label=f"{engine.devices[i]}: {plan.content}")
+        if not plan.last:
+            ax.axvline(plan.end - 0.5, color=MUTED, lw=1, ls=":")
+            ax.annotate(f"{plan.sent[kind] / 1e3:.1f} KB\n{plan.sending[kind] * 1e3:.2f} ms",
+                        (plan.end - 0.5, 1), (3, -58), fontsize=8,
+                        xycoords=("data", "axes fraction"), textcoords="offset points")
+    ax.set_title(f"{word}: {engine.calls[kind]}, expected of each node")
+    ax.set_xlabel("embedding, blocks, head")
+    ax.set_ylabel("ms on the first worker")
+    ax.set_ylim(0, 1.4e3 * max(node.seconds for node in chain.nodes) or None)
+    ax.legend(loc="upper left")
+
+
+def _times(ax, engine: PipelineEngine, found: Measured, kind: str, word: str) -> None:
+    for i, plan in enumerate(engine.plans):
+        ax.bar(i - 0.2, 1e3 * plan.seconds[kind], 0.38, color=f"C{i % 6}")
+        ax.bar(i + 0.2, 1e3 * found.seconds[i].get(kind, 0), 0.38, color=f"C{i % 6}", alpha=0.5)
+    ax.set_title(f"{word}: a call of each stage, expected (left), measured (right)")
+    ax.set_xticks(range(len(engine.plans)), engine.devices)
+    ax.set_ylabel("ms")
 
 
 def write(engine: PipelineEngine, found: Measured, output: str, logdir: str) -> None:
     """Writes the picture as a file; TensorBoard gets it too, and the operators of a step."""
     import tensorflow as tf
 
-    content = picture(engine, found)
+    pictures.write(painter(engine, found), _SIZE, output, logdir, "dataflow")
     try:
-        Path(output).write_bytes(content)
         with tf.summary.create_file_writer(str(Path(logdir) / "dataflow")).as_default(step=0):
-            tf.summary.image("dataflow", tf.io.decode_png(content, channels=3)[None])
             tf.summary.graph(engine.operators.as_graph_def())
     except (OSError, tf.errors.OpError) as error:
-        raise TfspeedError("The picture cannot be written.", output=output, logdir=logdir,
+        raise TfspeedError("TensorBoard's events cannot be written.", logdir=logdir,
                            cause=str(error)[:200]) from error

@@ -15,6 +15,7 @@ from tfspeed.export import (
     files,
     litertlm,
     manifest,
+    recurrent,
     saved_model,
     tflite,
     verify,
@@ -29,6 +30,7 @@ from tfspeed.models.decoder import Decoder
 from tfspeed.models.keras_file import save_keras
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.load import load
+from tfspeed.models.recurrent import Recurrent
 
 _SUFFIX = {"tflite": ".tflite", "litertlm": ".litertlm", "saved_model": "", "keras": ".keras"}
 _DEFAULT_WEIGHTS = {"tflite": "int8", "litertlm": "int8", "saved_model": "float32",
@@ -149,8 +151,13 @@ def write(path: Path, model: LanguageModel, form: str, weights: str, context: in
             else:
                 saved_model.write(path, model, context)
         return
+    if form == "tflite" and isinstance(model.keras_model, Recurrent):
+        files.check_room(path.parent, int(1.25 * model.weights_bytes))
+        with bar.task("writing the signatures", None):
+            recurrent.write(path, model, weights, context)
+        return
     if not isinstance(model.keras_model, Decoder):
-        raise TfspeedError(f"Only tfspeed's decoders are exported as {form}.", model=model.name,
+        raise TfspeedError(f"Models of this kind are not exported as {form}.", model=model.name,
                            type=type(model.keras_model).__name__,
                            hint="Use --format=saved_model.")
     if form == "litertlm":

@@ -87,6 +87,13 @@ def write(path: Path, model: LanguageModel, packed: PackedDecoder, context: int,
     for s in signatures:
         Lowering(file, config, packed, s.name, 1, s.length, s.capacity,
                  longest=min(s.capacity, context)).write(s.logits)
+    describe(file, model, context, signatures)
+    file.write(path)
+
+
+def describe(file: TfliteFile, model: LanguageModel, context: int, signatures: list[Signature],
+             **more) -> None:
+    """Puts into the file what `description` reads."""
     tokenizer = model.tokenizer
     described = {
         "version": 1, "model": model.name, "context": context,
@@ -94,9 +101,8 @@ def write(path: Path, model: LanguageModel, packed: PackedDecoder, context: int,
         "signatures": [dataclasses.asdict(s) for s in signatures],
         "stop_tokens": list(tokenizer.eos_ids) if tokenizer else [],
         "first_token": tokenizer.bos_id if tokenizer and tokenizer.add_bos else None,
-        "chat_template": tokenizer.chat_template if tokenizer else None}
+        "chat_template": tokenizer.chat_template if tokenizer else None, **more}
     file.add_metadata(METADATA, json.dumps(described).encode())
-    file.write(path)
 
 
 def description(path: Path) -> dict:

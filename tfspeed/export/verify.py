@@ -11,7 +11,7 @@ import rich.table
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.export import evidence, litertlm, manifest, runners, tflite
+from tfspeed.export import evidence, litertlm, manifest, recurrent, runners, tflite
 from tfspeed.export.files import listing
 from tfspeed.measure.progress import Progress
 
@@ -102,7 +102,9 @@ def opened(path: Path, form: str):
             runner = runners.KerasRunner(path)
         else:
             file = stack.enter_context(litertlm.model_file(path)) if form == "litertlm" else path
-            runner = runners.TfliteRunner(file)
+            told = tflite.description(file)
+            runner = (recurrent.RecurrentRunner(file) if told.get("kind") == recurrent.KIND
+                      else runners.TfliteRunner(file))
         stack.callback(runner.close)
         yield runner
 

@@ -7,6 +7,7 @@ import rich.table
 
 from tfspeed.measure.report import label
 
+SIZE = (8, 4)
 _SHOWN = 10  # single parts in a table
 
 
@@ -48,6 +49,20 @@ def table(row: dict) -> rich.table.Table:
             made.add_row(*cells)
         made.add_section()
     return made
+
+
+def painter(row: dict):
+    """For `pictures.rendered`: a bar for each kind of operator, the slowest on top."""
+    def paint(figure):
+        ax, kinds = figure.subplots(), row["profile"]["kinds"][::-1]
+        bars = ax.barh([kind["name"] for kind in kinds], [1e3 * kind["seconds"] for kind in kinds])
+        ax.bar_label(bars, [f"{kind['share']:.0%}" for kind in kinds], padding=3, fontsize=8)
+        ax.grid(False, axis="y")
+        ax.margins(x=0.1)
+        ax.set_xlabel("ms of one decode step")
+        ax.set_title(f"{label(row)}, {row['engine']}: {row['profile']['step_s'] * 1e3:.2f} ms")
+
+    return paint
 
 
 def markdown(row: dict) -> str:

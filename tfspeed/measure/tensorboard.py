@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tfspeed.errors import TfspeedError
-from tfspeed.measure import profile, report
+from tfspeed.measure import dashboard, pictures, profile, report
 
 _SCALARS = {
     "latency/ttft_s": "ttft_s", "latency/tpot_s": "tpot_s", "latency/e2e_s": "e2e_s",
@@ -18,13 +18,17 @@ _SCALARS = {
     "quality/task_accuracy": "task_accuracy", "quality/task_agreement": "task_agreement",
     "drafts/acceptance": "draft_acceptance", "drafts/share_of_passes": "draft_share",
     "drafts/tokens_per_pass": "tokens_per_pass",
+    "energy/j_per_token": "energy_j_per_token",
     "memory/weights_bytes": "weights_bytes", "memory/peak_rss_bytes": "peak_rss_bytes",
     "start/load_s": "load_s", "start/compile_s": "compile_s",
 }
 _HPARAMS = ("model", "strategy", "engine", "dtype", "threads", "batch", "prompt_tokens",
             "new_tokens")
-_COLUMNS = ("throughput/decode_tokens_per_s", "latency/ttft_s", "quality/perplexity_delta",
-            "limit/roofline_fraction", "memory/peak_rss_bytes")
+# What the runs can be sorted by: speed, then quality, then what they take.
+_COLUMNS = ("throughput/decode_tokens_per_s", "throughput/tpot_speedup", "latency/tpot_s",
+            "latency/ttft_s", "quality/perplexity", "quality/perplexity_delta",
+            "quality/kl_divergence", "energy/j_per_token", "limit/roofline_fraction",
+            "memory/peak_rss_bytes")
 
 
 def check_logdir(logdir: str | Path) -> None:
@@ -61,6 +65,10 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 metrics=[hparams.Metric(name, display_name=name.split("/")[1])
                          for name in _COLUMNS])
             hparams.hparams({name: row[name] for name in _HPARAMS}, trial_id=run_name(row))
+            tf.summary.experimental.write_raw_pb(dashboard.layout(), step=0)
+            for name, value in row.get("speedup", {}).items():
+                if value:
+                    tf.summary.scalar(f"throughput/{name}_speedup", value["ratio"])
             for tag, name in _SCALARS.items():
                 value = row.get(name)
                 value = value["median"] if isinstance(value, dict) else value
@@ -79,6 +87,8 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 tf.summary.text("profile", profile.markdown(row))
                 for kind in row["profile"]["kinds"]:
                     tf.summary.scalar(f"profile/{kind['name']}_s", kind["seconds"])
+                content = pictures.rendered(profile.painter(row), profile.SIZE)
+                tf.summary.image("profile/operators", tf.io.decode_png(content, channels=3)[None])
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("TensorBoard's events cannot be written.", logdir=str(logdir),
                            cause=str(error)[:200]) from error

@@ -42,6 +42,12 @@ class WorkerTarget:
         self._worker = worker
 
     def run(self, call: Call) -> Served:
+        tokenizer = self._worker.backend.model.tokenizer
+        text = StoppedText(tokenizer.decode) if tokenizer else None
+        return self.serve(Request(call.prompt, call.new_tokens, text=text), call)
+
+    def serve(self, request: Request, call: Call) -> Served:
+        """How a request was served that stands for a call."""
         served, over = Served(call, time.perf_counter(), []), threading.Event()
 
         def tell(update):
@@ -51,9 +57,7 @@ class WorkerTarget:
                 served.error = update.error
                 over.set()
 
-        tokenizer = self._worker.backend.model.tokenizer
-        text = StoppedText(tokenizer.decode) if tokenizer else None
-        request = Request(call.prompt, call.new_tokens, text=text, tell=tell)
+        request.tell = tell
         try:
             self._worker.submit(request)
             over.wait()
@@ -135,6 +139,42 @@ def parse_goodput(text: str) -> dict[str, float]:
         raise TfspeedError("--goodput is limits in milliseconds: ttft:500,tpot:50,e2el:9000.",
                            goodput=text)
     return limits
+
+
+def parse_goodputs(text: str) -> list[dict[str, float]]:
+    """Several of `parse_goodput`, joined by semicolons."""
+    return [parse_goodput(part) for part in text.split(";") if part.strip()]
+
+
+def goodputs(served: Sequence[Served], seconds: float, limits: Sequence[dict]) -> list[dict]:
+    """For each set of limits its `limits_ms`, the good requests a second, `request_goodput`, and
+    their `share` of all that were sent."""
+    rates = [summary(served, seconds, some)["request_goodput"] for some in limits]
+    return [{"limits_ms": some, "request_goodput": rate, "share": rate * seconds / len(served)}
+            for some, rate in zip(limits, rates, strict=True)]
+
+
+def in_turn(target, calls: Sequence[Call], advance=lambda: None) -> dict:
+    """Sends calls one after the other, each when the one before is over: what a beginning that
+    they share costs the first and saves the others.
+
+    Returns:
+        `first_ttft_ms`; of the others `followers`, `median_followers_ttft_ms`,
+        `worst_followers_ttft_ms` and `followers_ratio`, their median by the first's.
+    """
+    ttft = []
+    for call in calls:
+        served = target.run(call)
+        if served.error or not served.times:
+            raise TfspeedError("A request failed.", cause=served.error or "no token came")
+        ttft.append(1e3 * (served.times[0] - served.sent))
+        advance()
+    row = {"first_ttft_ms": ttft[0], "followers": len(ttft) - 1}
+    if len(ttft) > 1:
+        median = float(np.median(ttft[1:]))
+        row |= {"median_followers_ttft_ms": median, "worst_followers_ttft_ms": max(ttft[1:]),
+                "followers_ratio": median / ttft[0]}
+    return row
 
 
 def summary(served: Sequence[Served], seconds: float, goodput: dict[str, float]) -> dict:

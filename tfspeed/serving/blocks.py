@@ -91,5 +91,13 @@ class BlockPool:
             else:
                 self._unused[block] = None
 
+    def forget(self) -> None:
+        """Empties the blocks that nobody holds."""
+        for block in self._unused:
+            del self._by_key[self._keys[block]]
+            self._keys[block] = None
+        self._empty += reversed(self._unused)
+        self._unused.clear()
+
     def holders(self, block: int) -> int:
         return self._references[block]

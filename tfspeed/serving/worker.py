@@ -76,6 +76,11 @@ class Worker:
         """Gives up a request; from any thread, also when it is over already."""
         self._commands.put(("cancel", request))
 
+    def keep(self, kept: bool) -> None:
+        """Forgets what was read for texts that are over; from now on whether what is read is kept
+        for others that begin alike. For measuring: from any thread, while nothing runs."""
+        self._commands.put(("keep", kept))
+
     def close(self, seconds: float = 0) -> None:
         """Takes nothing more in; what runs may finish for so long, then it is cancelled."""
         with self._lock:
@@ -121,6 +126,10 @@ class Worker:
                 return False
             if command == "cancel":
                 self._end(request, "cancelled")
+                continue
+            if command == "keep":
+                self.scheduler.pool.forget()
+                self.scheduler.shares = request and self.backend.shares
                 continue
             try:
                 self.scheduler.add(request)
