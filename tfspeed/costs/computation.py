@@ -50,6 +50,10 @@ class Pass:
             attended = self.rows * self.shape.state_values
         return itemsize * attended
 
+    def read_bytes(self, cache_itemsize: int) -> int:
+        """Of weights and cache."""
+        return self.weight_bytes + self.cache_bytes(cache_itemsize)
+
 
 def padded_lengths(prompt: int, new_tokens: int) -> tuple[int, int]:
     """Tokens that `graph` and `xla` read of a prompt, and slots of their cache."""

@@ -6,7 +6,9 @@
 """
 
 import dataclasses
+import functools
 import math
+from collections import Counter
 
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
@@ -52,11 +54,16 @@ class Matrix:
     def parameters(self) -> int:
         return sum(inputs * outputs for inputs, outputs in self.parts)
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Values and scales: `litert/weights.py` says how they are kept."""
         return sum(inputs * outputs * self.bits // 8 + self._scale_bytes(inputs, outputs)
                    for inputs, outputs in self.parts)
+
+    @functools.cached_property
+    def panel_values(self) -> int:
+        """As the fused engine keeps them: rows and columns filled up to whole panels."""
+        return sum(up_to(inputs, 32) * up_to(outputs, 16) for inputs, outputs in self.parts)
 
     def flops(self, rows: int) -> int:
         """Of a product with `rows` rows; a multiply-add is two."""
@@ -108,11 +115,17 @@ class Shape:
     def matrices(self) -> list[Matrix]:
         return [*(m for layer in self.layers for m in layer), self.head]
 
+    @functools.cached_property
+    def kinds(self) -> Counter:
+        """Matrices (without their names) and attention of a layer, and how many are alike."""
+        return Counter((tuple(dataclasses.replace(m, name="") for m in layer), attention)
+                       for layer, attention in zip(self.layers, self.attention, strict=True))
+
     @property
     def parameters(self) -> int:
         return sum(m.parameters for m in self.matrices) + self.small_values + self.table_values
 
-    @property
+    @functools.cached_property
     def step_weight_bytes(self) -> int:
         """Bytes of the matrices, each of which a step reads once."""
         return sum(m.nbytes for m in self.matrices)

@@ -56,6 +56,9 @@ DEFINITIONS = {
     "draft_acceptance": "drafted tokens that were right / drafted tokens",
     "drafted_tokens": "how many tokens were drafted and verified, in all timed generations",
     "draft_share": "share of the passes that verified a draft; the others were plain steps",
+    "predicted": "what the cost models said before (tfspeed/costs, scripts/calibrate.py), keyed by "
+                 "the metric",
+    "prediction_error": "predicted / measured median - 1, keyed by the metric",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 NOISY = 0.05

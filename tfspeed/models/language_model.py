@@ -71,11 +71,14 @@ class LanguageModel:
         source: the file or folder that it came from, or None.
         reload: loads it once more as it was, in float32, whatever strategies have done to it;
             None where it was made in memory.
+        made_up: whether its weights mean nothing (a model that is only timed): packed engines round
+            them without calibration.
         pads: whether `prefill` takes rows padded on the left; if not, the prompts of a batch
             must have one length.
     """
 
     pads = True
+    made_up = False
     reload = None
     speculation = None
 
