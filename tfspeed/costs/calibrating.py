@@ -18,7 +18,7 @@ from tfspeed.costs.prediction import Bandwidth
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
-READS = [64 << 20, 128 << 20, 256 << 20, 512 << 20, 1 << 30]  # bytes
+READS = [64 << 20, 128 << 20, 256 << 20, 768 << 20]  # bytes
 
 
 _TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads

@@ -35,7 +35,7 @@ _PLAIN = {"family": "gpt2", "positions": "learned", "norm": "layer", "activation
           "gated_mlp": False, "qkv_bias": True, "mlp_bias": True, "attention_out_bias": True}
 MODELS = {  # a calibration's
     "cal-small": _decoder(2, 384, 6, 2, 64, 1024, 4096),
-    "cal-thin": _decoder(9, 128, 2, 1, 64, 256, 1024),
+    "cal-thin": _decoder(7, 128, 2, 1, 64, 256, 1024),
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
     "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 16384),
@@ -72,7 +72,7 @@ _COMPILED = [
     ("cal-small", ("",), ((8, 30, 12), (1, 300, 12))),
     ("cal-thin", ("",), ((1, 60, 20),)),
     ("cal-middle", ("",), ((1, 60, 12), (4, 120, 12))),
-    ("cal-large", ("",), ((1, 40, 8),))]
+    ("cal-large", ("",), ((1, 40, 8), (4, 40, 8)))]
 _COMPILED_SHORT = [("cal-middle", ("",), ((2, 90, 12),))]
 
 

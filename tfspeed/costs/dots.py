@@ -6,6 +6,7 @@ table that is used as it lies, transposed (the output layer). A product between 
 between them on logarithmic scales.
 """
 
+import functools
 import time
 
 import numpy as np
@@ -32,11 +33,11 @@ def measure(engine: str) -> list[list[float]]:
 def _seconds(engine: str, rows: int, inputs: int, outputs: int, transposed: bool) -> float:
     import tensorflow as tf
 
-    # Many rows take as long wherever the weights lie.
-    count = 2 if rows > 64 else max(2, min(24, _BYTES // (4 * inputs * outputs)))
+    most = max(2, min(24, _BYTES // (4 * inputs * outputs)))
+    count = 2 if rows > 64 else most  # many rows take as long wherever the weights lie
     x = tf.random.stateless_normal((rows, inputs), (0, 1))
     shape = (outputs, inputs) if transposed else (inputs, outputs)
-    weights = _weights(shape, count)
+    weights = _weights(shape, most)[:count]
 
     @tf.function(jit_compile=engine == "xla")
     def products(x):
@@ -52,9 +53,10 @@ def _seconds(engine: str, rows: int, inputs: int, outputs: int, transposed: bool
     return float(np.median(spent)) / count
 
 
-def _weights(shape, count):
+@functools.lru_cache(maxsize=1)  # more rows follow with the same
+def _weights(shape, most):
     import tensorflow as tf
-    return [tf.Variable(tf.random.stateless_normal(shape, (0, i)) * 0.05) for i in range(count)]
+    return [tf.Variable(tf.random.stateless_normal(shape, (0, i)) * 0.05) for i in range(most)]
 
 
 class Table:

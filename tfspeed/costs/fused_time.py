@@ -4,8 +4,8 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
 
     product    the longer of reading its bytes (at the bandwidth of as many bytes as a step reads,
                since a last-level cache holds small models) and its instructions: a panel of weights
-               is unpacked once for each tile of up to twelve rows (`unpack`), then multiplied with
-               each row (`multiply`), both by format
+               meets tiles of up to twelve rows, and a tile takes as long as its multiplications
+               (`multiply` each) or, where they are few, as its sums wait for themselves (`wait`)
     attention  a slot's keys and values are loaded once for up to eight query rows (`load`) and
                multiplied with each (`attend`); `weigh` is the softmax
     values     norms, rounding to eight bits, activations: `value` each, on one thread where there
@@ -14,12 +14,12 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
                texts, and of looking for the largest of a text's logits
 
 All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
-products get, where a step's bytes lie near (64 MB) and far (512 MB).
+products get, where a step's bytes lie near (64 MB) and far (256 MB).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tfspeed.costs.computation import filled_step
 from tfspeed.costs.shapes import Matrix, Shape, up_to
@@ -27,15 +27,15 @@ from tfspeed.costs.shapes import Matrix, Shape, up_to
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
 ROWS = 512  # tokens of a call, see engines/fused.py
 _SHARP = 4
-_NEAR, _FAR = 64e6, 512e6  # bytes
-WIDEST = 12  # rows of a tile of a product
+_NEAR, _FAR = 64e6, 256e6  # bytes
+TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
 _TILE = 8  # query rows that attention reads keys for together
 
 START = {  # seconds; where a fit begins
     "call": 3e-5, "prefill": 2e-4, "row": 2e-6, "choose": 1e-10, "layer": 5e-6, "value": 4e-10,
     "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
-    **{f"unpack_{kind}": 2e-11 for kind in KINDS.values()},
-    **{f"multiply_{kind}": 2e-11 for kind in KINDS.values()},
+    **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
+    **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
     "reach_near": 1.1, "reach_far": 1.0,
 }
 
@@ -61,14 +61,12 @@ def prefill_calls(batch: int, prompt: int) -> list[Call]:
             for at in range(0, prompt, length)]
 
 
-def tiles(rows: int, widest: int = WIDEST) -> int:
-    """How often a panel of weights is gone through."""
-    found = rows // widest
-    rows %= widest
-    for size in (8, 4, 2, 1):
-        if size <= widest:
-            found, rows = found + rows // size, rows % size
-    return found
+def tiles(rows: int) -> Iterator[int]:
+    """The rows of each time that a panel of weights is gone through, see kernels/matrix.h."""
+    for size in TILES:
+        while rows >= size:
+            rows -= size
+            yield size
 
 
 def longer(computing: float, reading: float) -> float:
@@ -122,13 +120,11 @@ class FusedTime:
 
     def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[matrix.bits]
-        first, size = min(rows, WIDEST), matrix.panel_values / self.threads
+        size = matrix.panel_values / self.threads
+        first, *others = (size * longer(c[f"wait_{kind}"], c[f"multiply_{kind}"] * count)
+                          for count in tiles(rows))
         # The first tile waits for memory; those after it find the panel in the cache.
-        computing = size * (c[f"unpack_{kind}"] * tiles(first) + c[f"multiply_{kind}"] * first)
-        after = size * (c[f"unpack_{kind}"] * tiles(rows - first)
-                        + c[f"multiply_{kind}"] * (rows - first))
-        reading = matrix.nbytes / speed
-        return longer(computing, reading) + after
+        return longer(first, matrix.nbytes / speed) + sum(others)
 
     def _values(self, matrices, attention, rows: int) -> float:
         query_key_value, out, up, down = matrices
