@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from tfspeed.costs import computation
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
@@ -72,6 +73,17 @@ class Predictor:
         if load.new_tokens == 1:
             found.pop("tpot_s")
         return found | {"e2e_s": found["ttft_s"] + (load.new_tokens - 1) * found.get("tpot_s", 0)}
+
+    def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
+        """How many times as long a step's reads take where `workers` processes read at once, each
+        on its share of the cores: together they read no faster than all cores do."""
+        spelled = engine.partition(":")[2] if engine.startswith("fused") else ""
+        read = computation.filled_step(shape.stored(Formats(spelled or "float32")), load.batch,
+                                       load.prompt_tokens).read_bytes(4)
+        alone, together = (self._between(count, [(t, m.bandwidth(read)) for t, m in
+                                                 self._made.items()])
+                           for count in (max(1, cores // workers), cores))
+        return max(1.0, workers * alone / together)
 
     @staticmethod
     def _between(threads: int, known: list[tuple[int, float]]) -> float:

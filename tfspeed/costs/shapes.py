@@ -147,6 +147,23 @@ class Shape:
             self, layers=tuple(tuple(map(change, layer)) for layer in self.layers),
             head=change(self.head))
 
+    def shared_out(self, workers: int) -> "Shape":
+        """What each worker has of it where heads and columns are spread as `tensor_parallel` does:
+        whole groups of heads, the rest filled up with zeros; embedding and head whole on each."""
+        if self.config is None:
+            raise TfspeedError("Only decoders are spread over workers.", model=self.name)
+        c = self.config
+
+        def share(count):
+            return -(-count // workers)
+
+        heads = share(c.num_kv_heads)
+        part = decoder(dataclasses.replace(
+            c, num_heads=c.num_heads // c.num_kv_heads * heads, num_kv_heads=heads,
+            mlp_dim=share(c.mlp_dim), mlp_dims=tuple(map(share, c.mlp_dims)),
+            layer_kv_heads=tuple(map(share, c.layer_kv_heads))), self.name)
+        return dataclasses.replace(part, head=self.head)
+
     def thinned(self, rank_share: float) -> "Shape":
         """With two thin matrices in place of each of the layers' where that saves: together they
         have `rank_share` of its values."""
