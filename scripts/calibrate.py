@@ -1,7 +1,7 @@
 """Measures this machine in a minute, so that times can be predicted; or checks the predictions.
 
     python scripts/calibrate.py                    calibrates; the file is kept in the cache folder
-    python scripts/calibrate.py --check            predicts and measures 68 other configurations
+    python scripts/calibrate.py --check            predicts and measures 72 other configurations
     python scripts/calibrate.py --engines=fused    leaves out the compiled engines: a third of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each

@@ -1,4 +1,4 @@
-"""The job behind `scripts/plan.py`, and `--strategy=auto` of `scripts/run.py`."""
+"""The job behind `scripts/plan.py`: search, print the Pareto front, draw it."""
 
 import dataclasses
 import json
@@ -61,26 +61,6 @@ def run(flags) -> int | None:
         _say_crossovers(predictor, shape, cores, flags, loads[0])
     print(f"Points: {flags.output}   Picture: {flags.picture}")
     return None
-
-
-def chosen(model, threads: int, load_: Load, rows: list[dict] = ()) -> Point:
-    """The best point for a model and a load whose quality keeps within its gate: for
-    `--strategy=auto`.
-
-    Raises:
-        TfspeedError: there is no calibration, or no such point.
-    """
-    predictor = Predictor(calibration.load())
-    known = [quality for quality in planner.qualities(rows, model.name)
-             if quality.increase is not None and quality.increase <= _gate(quality)]
-    points = planner.search(shapes.of(model), predictor, known, [load_], [threads], 1, threads)
-    return planner.best(points)
-
-
-def _gate(quality) -> float:
-    import strategies
-    from tfspeed import gate
-    return gate.limit(strategies.create(quality.strategy), quality.engine)
 
 
 def _write(front: list[Point], flags) -> None:

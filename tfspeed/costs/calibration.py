@@ -19,7 +19,7 @@ from tfspeed.errors import TfspeedError
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
 _SOURCES = ("litert/kernels/*", "measure/read.c", "costs/fused_time.py", "costs/compiled_time.py",
-            "costs/dots.py", "costs/cases.py")
+            "costs/dots.py")
 _VERSION = 1
 
 
@@ -36,7 +36,7 @@ class Calibration:
         threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused":
             {constants}, "graph" and "xla": {"constants", "dots"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
-            the first token, of those after it) and the errors that are left.
+            the first token, of those after it), what the constants say, and the errors.
     """
 
     fingerprint: dict

@@ -79,14 +79,14 @@ _COMPILED_SHORT = [("cal-middle", ("",), ((2, 90, 12),))]
 def held_out(threads: int) -> list[Case]:
     """What predictions are checked on."""
     found = []
+    loads = ((1, 130, 16), (3, 70, 12), (8, 48, 12), (1, 700, 12))
+    compiled = ((1, 80, 12), (4, 50, 12), (1, 250, 12))
     for i, model in enumerate((DEFAULT_MODEL, "llama-60m", "gpt2-85m", "gemma-90m", "wide-170m",
                                "mini-15m")):
-        lengths = ((1, 130, 16), (3, 70, 12), (8, 48, 12), (1, 700, 12))
-        for j, kind in enumerate(("fused:int8", "fused:int4,head=int4", "fused", "fused:float16")):
-            # Two of the four workloads for each, so that all meet somewhere.
-            found += [Case(model, kind, threads, *lengths[k])
-                      for k in ((i + j) % 4, (i + j + 1) % 4)]
-        for j, engine in enumerate(("graph", "xla")):
-            some = ((1, 80, 12), (4, 50, 12), (1, 250, 12))
-            found += [Case(model, engine, threads, *some[(i + j + threads) % 3])]
+        # Shifted from model to model, so that every load meets every format.
+        found += [Case(model, kind, threads, *loads[(i + j + threads) % len(loads)])
+                  for j, kind in enumerate(("fused", "fused:float16", "fused:int8",
+                                            "fused:int4,head=int4"))]
+        found += [Case(model, engine, threads, *compiled[(i + j + threads) % len(compiled)])
+                  for j, engine in enumerate(("graph", "xla"))]
     return found

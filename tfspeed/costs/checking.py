@@ -35,6 +35,7 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
                     for case in chosen[count]:
                         advance(case.label)
                         rows.append(_row(predictor, case, observer.observe(case)))
+                        _write(output, rows)  # what was measured stays, whatever comes
     finally:
         if rows:
             _report(rows, output, picture_path)
@@ -74,14 +75,22 @@ def summary(rows: list[dict]) -> list[tuple]:
             for what, errors in [*sorted(groups.items()), ("all", every)]]
 
 
+def _write(output: str, rows: list[dict]) -> None:
+    try:
+        Path(output).write_text(json.dumps({"rows": rows, "summary": summary(rows)}, indent=1)
+                                + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TfspeedError("The check cannot be written.", output=output,
+                           cause=error.strerror) from error
+
+
 def _report(rows: list[dict], output: str, picture_path: str) -> None:
     found = summary(rows)
+    _write(output, rows)
     try:
-        Path(output).write_text(json.dumps({"rows": rows, "summary": found}, indent=1) + "\n",
-                                encoding="utf-8")
         Path(picture_path).write_bytes(picture(rows))
     except OSError as error:
-        raise TfspeedError("The check cannot be written.", output=output, picture=picture_path,
+        raise TfspeedError("The picture cannot be written.", picture=picture_path,
                            cause=error.strerror) from error
     console = rich.console.Console()
     table = rich.table.Table("configuration", "TTFT ms", "error", "TPOT ms", "error",
@@ -115,7 +124,6 @@ def picture(rows: list[dict]) -> bytes:
                      if row["engine"].partition(":")[0] == kind]
             if pairs:
                 axis.scatter(*zip(*pairs, strict=True), s=16, color=color, label=kind, alpha=0.8)
-        ends = np.array(axis.get_xlim())
         ends = np.array([1e3 * min(row[name] for row in rows) / 1.5,
                          1e3 * max(row[name] for row in rows) * 1.5])
         axis.plot(ends, ends, color="#555555", lw=1)

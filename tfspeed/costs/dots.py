@@ -15,8 +15,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 96, 320)
 SIZES = ((512, 1024), (1024, 5120))  # inputs, outputs
 _HEAD = (768, 8192)
 _HEAD_ROWS = (1, 4, 16)
-_BYTES = 48 << 20  # of matrices that are used in turn: more than the inner caches hold
-_SECONDS, _MOST = 0.06, 7
+_COUNT = 4  # matrices that a function multiplies with; more take longer to compile
+_SECONDS, _LEAST, _MOST = 0.06, 4, 15  # repetitions, of which the shortest counts
 
 
 def measure(engine: str) -> list[list[float]]:
@@ -33,30 +33,43 @@ def measure(engine: str) -> list[list[float]]:
 def _seconds(engine: str, rows: int, inputs: int, outputs: int, transposed: bool) -> float:
     import tensorflow as tf
 
-    most = max(2, min(24, _BYTES // (4 * inputs * outputs)))
-    count = 2 if rows > 64 else most  # many rows take as long wherever the weights lie
+    count = 2 if rows > 64 else _COUNT
     x = tf.random.stateless_normal((rows, inputs), (0, 1))
     shape = (outputs, inputs) if transposed else (inputs, outputs)
-    weights = _weights(shape, most)[:count]
+    weights = _weights(shape)[:count]
 
     @tf.function(jit_compile=engine == "xla")
     def products(x):
         # A value of each, so that none is left out; each reads the same.
         return tf.add_n([tf.matmul(x, w, transpose_b=transposed)[0, 0] for w in weights])
 
-    products(x).numpy()
+    return max(1e-7, _shortest(lambda: products(x)) - _call_seconds(engine)) / count
+
+
+def _shortest(call) -> float:
+    call().numpy()
     spent: list[float] = []
-    while len(spent) < 2 or (sum(spent) < _SECONDS and len(spent) < _MOST):
+    while len(spent) < _LEAST or (sum(spent) < _SECONDS and len(spent) < _MOST):
         start = time.perf_counter()
-        products(x).numpy()
+        call().numpy()
         spent.append(time.perf_counter() - start)
-    return float(np.median(spent)) / count
+    return min(spent)
+
+
+@functools.cache
+def _call_seconds(engine: str) -> float:
+    """Of a function that does nothing."""
+    import tensorflow as tf
+    x = tf.ones((1, 1))
+    nothing = tf.function(lambda x: x[0, 0], jit_compile=engine == "xla")
+    return _shortest(lambda: nothing(x))
 
 
 @functools.lru_cache(maxsize=1)  # more rows follow with the same
-def _weights(shape, most):
+def _weights(shape):
     import tensorflow as tf
-    return [tf.Variable(tf.random.stateless_normal(shape, (0, i)) * 0.05) for i in range(most)]
+    return [tf.Variable(tf.random.stateless_normal(shape, (0, i)) * 0.05)
+            for i in range(_COUNT)]
 
 
 class Table:

@@ -8,7 +8,8 @@ _ROUNDS, _STEP, _ENOUGH = 30, 1e-4, 1e-4
 
 
 def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarray],
-        measured: np.ndarray, trust: float = 0.02) -> dict[str, float]:
+        measured: np.ndarray, trust: float = 0.02,
+        firm: Callable[[str], bool] = lambda name: False) -> dict[str, float]:
     """The constants with the least squared logarithm of predicted / measured.
 
     Levenberg–Marquardt (D. W. Marquardt, SIAM Journal 11, 1963) over the constants' logarithms, so
@@ -18,13 +19,15 @@ def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarra
     Args:
         predict: seconds, one for each of `measured`.
         trust: in `start`: how much a factor of e in a constant counts beside one in a time.
+        firm: names of constants that are trusted ten times as much.
     """
     names, target = list(start), np.log(measured)
     begin = np.log([start[name] for name in names])
+    trusts = trust * np.array([10 if firm(name) else 1 for name in names])
 
     def residuals(x):
         values = dict(zip(names, np.exp(x), strict=True))
-        return np.concatenate([np.log(predict(values)) - target, trust * (x - begin)])
+        return np.concatenate([np.log(predict(values)) - target, trusts * (x - begin)])
 
     def cost(errors):
         return np.square(errors * _weights(errors, len(target))).sum()
