@@ -23,7 +23,7 @@ _FEW_READS = [64 << 20, 256 << 20, 512 << 20]
 
 
 _TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
-_DISTURBED, _LOOKS = 1.15, 4  # times over their prediction; how many of them are timed again
+_DISTURBED, _LOOKS = 1.15, 3  # times over their prediction; how many of them are timed again
 
 
 def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibration:
@@ -52,17 +52,19 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
     constants: dict = {"bandwidth": observer.bandwidth(_FEW_READS if other else READS)}
     fits = {}
     for engine, chosen in plan.items():
+        begin = time.perf_counter()
         advance(f"{observer.threads} threads: products of {engine}")
-        dots = [] if engine == "fused" else observer.dots(engine)
+        dots = [] if engine == "fused" else observer.dots(engine, bool(other))
         times = []
         for case in chosen:
             advance(f"{observer.threads} threads: {case.engine}, {case.model}")
             times.append((case, observer.observe(case)))
         known = constants["bandwidth"], dots, other.get(engine)
         found = fit(engine, times, *known)
-        if _look_again(observer, times, found[1]["measured"], found[1]["predicted"]):
+        if not other and _look_again(observer, times, found[1]["measured"], found[1]["predicted"]):
             found = fit(engine, times, *known)
         constants[engine], fits[engine] = found
+        fits[engine]["seconds"] = time.perf_counter() - begin
     return constants, fits
 
 
@@ -95,7 +97,7 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
                            other is not None)
         return found, fits
     start = other["constants"] if other else compiled_time.START
-    found, fits = _fit(start, functools.partial(_compiled, speed, Table(dots)), times,
+    found, fits = _fit(start, functools.partial(_compiled, Table(dots)), times,
                        other is not None)
     return {"constants": found, "dots": dots}, fits
 
@@ -107,8 +109,8 @@ def _fused(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
             made.step(shape, case.batch, case.prompt_tokens + case.new_tokens / 2))
 
 
-def _compiled(bandwidth, table: Table, constants: dict, case: Case) -> tuple[float, float]:
-    made, lengths = CompiledTime(constants, table, bandwidth), (
+def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
+    made, lengths = CompiledTime(constants, table), (
         case.batch, case.prompt_tokens, case.new_tokens)
     shape, _ = _stored(case.model, case.engine)
     return made.prefill(shape, *lengths), made.step(shape, *lengths)

@@ -62,7 +62,8 @@ _FUSED = [  # model, formats, loads: batch, prompt, new
     ("cal-small", _ALL, ((1, 96, 16), (7, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-thin", ("int8",), ((6, 160, 12),)),
-    ("cal-middle", _ALL, ((1, 64, 16), (4, 120, 12), (12, 40, 12), (1, 900, 12))),
+    ("cal-middle", ("float32", "int8"), ((1, 64, 16), (4, 120, 12), (12, 40, 12), (1, 900, 12))),
+    ("cal-middle", ("float16", "int4,head=int4"), ((1, 64, 16), (3, 100, 12), (1, 900, 12))),
     ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
     ("cal-large", ("float32", "float16", "int8"), ((1, 48, 12), (3, 24, 8)))]
 _FUSED_SHORT = [
@@ -71,7 +72,7 @@ _FUSED_SHORT = [
 _COMPILED = [
     ("cal-small", ("",), ((8, 30, 12), (1, 300, 12))),
     ("cal-thin", ("",), ((1, 60, 20),)),
-    ("cal-middle", ("",), ((1, 60, 12), (4, 120, 12))),
+    ("cal-middle", ("",), ((4, 120, 12),)),
     ("cal-large", ("",), ((1, 40, 8), (4, 40, 8)))]
 _COMPILED_SHORT = [("cal-middle", ("",), ((2, 90, 12),))]
 

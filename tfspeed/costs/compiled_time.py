@@ -1,37 +1,31 @@
 """How long a prefill and a step take under `graph` and `xla`.
 
-Products come from a table of what they take on this machine (`dots.py`), but never less than
-reading their bytes takes; `products` corrects the table for running among other operators. Between
-them lies a cost each of a layer (its operators), of a query and slot in attention (`pair`: mask and
-softmax, for every slot of the capacity; `mix`: an operation of its two products), of a value that
-goes through the small operators (`value`), of a byte of the caches (`copy`: a step gives back new
-ones) and of a call. Prefill and step have constants of their own: a prompt's operators are split
-over threads, those of one token are not.
+Products come from a table of what they take on this machine (`dots.py`); `products` corrects it for
+running among other operators. Between them lies a cost each of a layer (its operators), of a query
+and slot in attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an operation
+of its two products), of a value that goes through the small operators (`value`), of a byte of the
+caches (`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their
+own: a prompt's operators are split over threads, those of one token are not.
 """
-
-from collections.abc import Callable
 
 from tfspeed.costs.computation import Pass, padded_lengths, padded_prefill, padded_step
 from tfspeed.costs.dots import Table
-from tfspeed.costs.fused_time import longer, reached
 from tfspeed.costs.shapes import Shape
 
 _COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
           "value": 2e-10, "copy": 1e-10}
 START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
-         for name, cost in _COSTS.items()} | {"reach_near": 0.9, "reach_far": 0.9}
+         for name, cost in _COSTS.items()}
 
 
 class CompiledTime:
     """Args:
         constants: as in `START`.
         table: seconds of products.
-        bandwidth: bytes a second at which all threads read so many bytes again and again.
     """
 
-    def __init__(self, constants: dict[str, float], table: Table,
-                 bandwidth: Callable[[float], float]):
-        self.constants, self.table, self.bandwidth = constants, table, bandwidth
+    def __init__(self, constants: dict[str, float], table: Table):
+        self.constants, self.table = constants, table
 
     def prefill(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         """Seconds to the first token."""
@@ -45,11 +39,12 @@ class CompiledTime:
 
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
         c, shape, rows = self.constants, work.shape, work.rows
-        bandwidth = reached(c, self.bandwidth, work.weight_bytes)
-        products = self._product(shape.head, batch, bandwidth, True)
+        read = work.weight_bytes
+        products = self.table.seconds(batch, shape.head.parameters, read, True)
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * batch * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self._product(m, rows, bandwidth) for m in matrices)
+            products += count * sum(self.table.seconds(rows, i * o, read)
+                                    for m in matrices for i, o in m.parts)
             pairs = rows * a.heads * capacity
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = 8 * batch * capacity * a.kv_heads * a.dim
@@ -57,7 +52,3 @@ class CompiledTime:
                 c[f"layer_{kind}"] + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between
-
-    def _product(self, matrix, rows: int, bandwidth: float, transposed: bool = False) -> float:
-        seconds = sum(self.table.seconds(rows, i, o, transposed) for i, o in matrix.parts)
-        return longer(seconds, matrix.nbytes / bandwidth)

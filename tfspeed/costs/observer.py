@@ -3,7 +3,7 @@
 Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `{"error": …}`:
 
     {"bandwidth": [bytes, …]}             -> {"bandwidth": [bytes a second, …]}
-    {"dots": "xla"}                       -> {"dots": […]}, see `dots.py`
+    {"dots": "xla", "short": false}       -> {"dots": […]}, see `dots.py`
     {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from tfspeed.costs.cases import MODELS, Case
 from tfspeed.errors import TfspeedError
 
-_LEAST, _MOST, _SECONDS = 3, 9, 0.2  # repetitions of a case, and what they may take together
+_LEAST, _MOST, _SECONDS = 3, 9, 0.15  # repetitions of a case, and what they may take together
 
 
 def main(threads: int) -> None:
@@ -35,12 +35,12 @@ def main(threads: int) -> None:
 
 def _answer(asked: dict, threads: int) -> dict:
     if "bandwidth" in asked:
-        from tfspeed.measure.bandwidth import read_bandwidth
-        return {"bandwidth": [1e9 * read_bandwidth(threads, size)
+        from tfspeed.measure.bandwidth import usual_bandwidth
+        return {"bandwidth": [1e9 * usual_bandwidth(threads, size)
                               for size in asked["bandwidth"]]}
     if "dots" in asked:
         from tfspeed.costs import dots
-        return {"dots": dots.measure(asked["dots"])}
+        return {"dots": dots.measure(asked["dots"], asked["short"])}
     return observe(Case(**asked["case"]))
 
 

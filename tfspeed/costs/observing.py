@@ -45,9 +45,9 @@ class Observer:
         found = self.ask({"bandwidth": sizes})["bandwidth"]
         return [list(pair) for pair in zip(sizes, found, strict=True)]
 
-    def dots(self, engine: str) -> list[list[float]]:
+    def dots(self, engine: str, short: bool = False) -> list[list[float]]:
         """See `dots.measure`."""
-        return self.ask({"dots": engine})["dots"]
+        return self.ask({"dots": engine, "short": short})["dots"]
 
     def observe(self, case: Case) -> dict:
         """`{"ttft_s": […], "tpot_s": […]}`, one of each generation."""

@@ -113,8 +113,7 @@ class _Machine:
             stored = shape.stored(formats)
             return {"ttft_s": made.prefill(stored, load.batch, load.prompt_tokens),
                     "tpot_s": made.step(stored, load.batch, context)}
-        compiled = CompiledTime(self.constants[kind]["constants"], self.tables[kind],
-                                self.bandwidth)
+        compiled = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
         lengths = load.batch, load.prompt_tokens, load.new_tokens
         return {"ttft_s": compiled.prefill(shape, *lengths),
                 "tpot_s": compiled.step(shape, *lengths)}
