@@ -10,6 +10,7 @@
     python scripts/run.py --strategy=baseline --prompt="Hello"    answers as well, streamed
     python scripts/run.py --strategy=multi_worker --workers=2 --batch=16    two processes
     python scripts/run.py --prompts=FILE --answers=FILE --batch=8  answers a file of prompts
+    python scripts/run.py --strategy=auto                         what the planner finds best
     python scripts/run.py --strategy=list                         every strategy in one line
     tensorboard --logdir logs                                     looks at the runs
 

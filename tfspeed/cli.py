@@ -133,7 +133,8 @@ def define_model_flags() -> None:
     """The flags of every script that loads a model and changes it."""
     shared = {"module_name": sys.argv[0]}
     flags.DEFINE_string("strategy", "baseline", "one strategy, or several joined by '+' (applied "
-                        "from left to right)", **shared)
+                        "from left to right); in run.py also list, or auto: what scripts/plan.py "
+                        "finds best", **shared)
     flags.DEFINE_string("model", "smollm2-135m", "smollm2-135m, gemma3-270m, glassllm; or a path "
                         "(.gguf, .keras, Hugging Face folder), or a KerasHub preset", **shared)
     flags.DEFINE_string("calibration", None, "text file that strategies calibrate and train on, "

@@ -10,6 +10,7 @@ import rich.console
 import strategies
 from tfspeed import answers_job, cli, cluster_job, engines, gate
 from tfspeed.affinity import check_cores
+from tfspeed.costs import auto
 from tfspeed.dataflow import explain
 from tfspeed.dataflow.pipeline import PipelineEngine
 from tfspeed.devices import available_cores, set_threads
@@ -44,6 +45,9 @@ def run(flags) -> int | None:
     text = read_text(flags.eval_text)
     calibration = read_calibration(flags)
     threads = set_threads(flags.threads)
+    chose, plain = flags.strategy == auto.NAME, flags.engine.partition(":")[0]
+    if chose:
+        Progress().say(auto.choose(flags, workload, threads))
     strategy = cli.make_strategy(flags.strategy)
     if flags.explain:
         explain.check(strategy)
@@ -55,7 +59,8 @@ def run(flags) -> int | None:
         if flags.prompts is not None:
             return answers_job.run(flags, prompts, strategy, calibration, sampling,
                                    workload.new_tokens)
-        return measure(flags, strategy, workload, settings, sampling, text, calibration, threads)
+        return measure(flags, strategy, workload, settings, sampling, text, calibration, threads,
+                       auto_over=plain if chose else None)
 
     join = cluster_job.member_of(flags, strategy)
     if join is not None:
@@ -63,14 +68,18 @@ def run(flags) -> int | None:
     return job()
 
 
-def measure(flags, strategy, workload, settings, sampling, text, calibration,
-            threads) -> int | None:
-    """Measures the strategy beside the baseline and reports; returns an exit code."""
+def measure(flags, strategy, workload, settings, sampling, text, calibration, threads,
+            auto_over: str | None = None) -> int | None:
+    """Measures the strategy beside the baseline and reports; returns an exit code.
+
+    Args:
+        auto_over: the baseline's engine where the planner has chosen; None: the strategy's.
+    """
     bar = Progress()
     candidates: list[Candidate] = []
     rows: list[dict] = []
     try:
-        prepare_all(candidates, flags, strategy, workload, text, bar, calibration)
+        prepare_all(candidates, flags, strategy, workload, text, bar, calibration, auto_over)
         hold_baseline(candidates[0], flags.cores_for_baseline)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
@@ -88,6 +97,8 @@ def measure(flags, strategy, workload, settings, sampling, text, calibration,
         # Also after an error or Ctrl-C: nothing that was measured is lost.
         rows += experiment.rows(candidates, threads)
         write_report(rows, flags)
+        if auto_over is not None and rows:
+            print(auto.verdict(rows))
     return cli.GATE_FAILED if gate.failed(rows) else None
 
 
@@ -110,10 +121,11 @@ def explicit(flags, name: str):
     return flags[name].value if flags[name].present else None
 
 
-def prepare_all(candidates, flags, strategy, workload, text, bar, calibration) -> None:
+def prepare_all(candidates, flags, strategy, workload, text, bar, calibration,
+                plain: str | None = None) -> None:
     """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same, or
     with --every_step what it is after each of its parts."""
-    plain = flags.engine.partition(":")[0]  # the same engine, float32 weights
+    plain = plain or flags.engine.partition(":")[0]  # the same engine, float32 weights
     plans = [(strategies.create("baseline"), "float32", plain)]
     if flags.strategy != "baseline" or flags.dtype != "float32" or flags.engine != plain:
         steps = strategy.steps() if flags.every_step else [strategy]

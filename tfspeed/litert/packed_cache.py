@@ -43,7 +43,7 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
         raise TfspeedError("The litert engine runs tfspeed's decoders and recurrent models only.",
                            model=model.name, type=type(decoder).__name__,
                            hint="Use --engine=xla.")
-    if not formats.quantized:
+    if not formats.quantized or model.made_up:
         return Packer(decoder, formats).pack()  # as fast as reading it
     calibration = calibration_tokens(model.tokenizer, model.vocabulary_size,
                                      model.context_length)

@@ -11,6 +11,7 @@ import psutil
 
 from tfspeed import gate
 from tfspeed.affinity import pinned
+from tfspeed.costs.rows import with_prediction
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
 from tfspeed.engines.base import bucket
@@ -389,8 +390,8 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
             for name in ("ttft_s", "tpot_s", "e2e_s") if latency.get(name)}
     if candidate.profile:
         row["profile"] = candidate.profile
-    row["notes"] = candidate.notes
-    return row
+    found, note = with_prediction(row, candidate.engine, threads)
+    return row | found | {"notes": [*candidate.notes, *filter(None, [note])]}
 
 
 def _active_replicas(engine, batch: int) -> int:

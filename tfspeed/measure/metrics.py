@@ -69,6 +69,9 @@ DEFINITIONS = {
     "chrf": "chrF of all texts (character n-grams, sacreBLEU), 0 to 100; `chrf_signature` says how",
     "bleu": "BLEU of all texts (sacreBLEU), 0 to 100; `bleu_signature` says how",
     "sentences_per_s": "texts translated / seconds of work",
+    "predicted": "what the cost models said before (tfspeed/costs, scripts/calibrate.py), keyed by "
+                 "the metric",
+    "prediction_error": "predicted / measured median - 1, keyed by the metric",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 NOISY = 0.05

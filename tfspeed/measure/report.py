@@ -95,6 +95,16 @@ def _task(row):
     return f"{value * 100:.0f} % ({interval['low'] * 100:.0f}–{interval['high'] * 100:.0f})"
 
 
+def _predicted(name):
+    def show(row):
+        value = row.get("predicted", {}).get(name)
+        error = row.get("prediction_error", {}).get(name)
+        if value is None or error is None:
+            return _NONE
+        return f"{value * 1e3:.{1 if value >= 1e-3 else 3}f} ({error * 100:+.0f} %)"
+    return show
+
+
 _SPEED = {
     "engine": lambda row: row["engine"],
     "TTFT ms": _latency("ttft_s"), "TPOT ms": _latency("tpot_s"),
@@ -102,6 +112,9 @@ _SPEED = {
     "decode tok/s": _number("decode_tokens_per_s"), "decode speed-up": _speedup,
     "GB/s": _number("achieved_gb_per_s"),
     "of limit": _number("roofline_fraction", "{:.0f} %", 100),
+}
+_PREDICTED = {  # shown where a row has them
+    "TTFT predicted": _predicted("ttft_s"), "TPOT predicted": _predicted("tpot_s"),
 }
 _DRAFTS = {  # shown where a row has them
     "drafts accepted": _number("draft_acceptance", "{:.0f} %", 100),
@@ -157,7 +170,8 @@ def _table(rows: list[dict]) -> rich.table.Table:
 
 def _columns(rows: list[dict]) -> list[dict]:
     drafts = _DRAFTS if any("tokens_per_pass" in row for row in rows) else {}
-    return [_SPEED | drafts, _QUALITY]
+    predicted = _PREDICTED if any("predicted" in row for row in rows) else {}
+    return [_SPEED | drafts | predicted, _QUALITY]
 
 
 def _cell(text: str) -> Text:

@@ -74,6 +74,9 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 value = value["median"] if isinstance(value, dict) else value
                 if value is not None:
                     tf.summary.scalar(tag, value)
+            for group in ("predicted", "prediction_error"):
+                for name, value in row.get(group, {}).items():
+                    tf.summary.scalar(f"{group}/{name}", value)
             for name in ("perplexity_delta", "task_accuracy"):
                 for end, value in row.get(f"{name}_interval", {}).items():
                     tf.summary.scalar(f"quality/{name}_{end}", value)

@@ -71,6 +71,8 @@ class LanguageModel:
         source: the file or folder that it came from, or None.
         reload: loads it once more as it was, in float32, whatever strategies have done to it;
             None where it was made in memory.
+        made_up: whether its weights mean nothing (a model that is only timed): packed engines round
+            them without calibration.
         pads: whether `prefill` takes rows padded on the left; if not, the prompts of a batch
             must have one length.
         reads_source: whether it has an encoder, which reads a source first: `encode` makes of it
@@ -79,6 +81,7 @@ class LanguageModel:
 
     pads = True
     reads_source = False
+    made_up = False
     reload = None
     speculation = None
 

@@ -1,0 +1,36 @@
+"""Measures this machine in a minute, so that times can be predicted; or checks the predictions.
+
+    python scripts/calibrate.py                    calibrates; the file is kept in the cache folder
+    python scripts/calibrate.py --check            predicts and measures 72 other configurations
+    python scripts/calibrate.py --engines=fused    leaves out the compiled engines: a third of it
+
+What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
+engine: see tfspeed/costs. Nothing else should run meanwhile. A calibration is of a machine, its
+cores, TensorFlow's version and our kernels: where one of them is another, it is refused.
+
+Exit codes: 0; 2 for a mistake in the flags or no calibration that can be checked; 130 after Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tfspeed import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("threads", None, "numbers of threads; default: 1 and all cores")
+flags.DEFINE_string("engines", "fused,graph,xla", "engines, joined by commas")
+flags.DEFINE_bool("check", False, "predict and measure configurations that no calibration reads")
+flags.DEFINE_string("output", "calibration_check.json", "for --check: where its rows are written")
+flags.DEFINE_string("picture", "calibration_check.png", "for --check: measured over predicted")
+
+
+def run():
+    from tfspeed import calibrate_job
+    return calibrate_job.run(FLAGS)
+
+
+if __name__ == "__main__":
+    cli.main(run, __doc__)

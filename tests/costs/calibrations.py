@@ -1,0 +1,19 @@
+"""A calibration that nobody measured, for tests of what is done with one."""
+
+from tfspeed.costs import compiled_time, fused_time
+from tfspeed.costs.calibration import Calibration, fingerprint
+
+
+def made_up(**changes) -> Calibration:
+    """Of one and two threads; two read and compute twice as fast."""
+    threads = {}
+    for count in (1, 2):
+        dots = [[rows, size, head, (rows + 10) * 1e-11 / count * (1.5 if size > 1e8 else 1)]
+                for rows in (1, 4, 16, 320) for size in (40e6, 300e6)
+                for head in (0, 1) if rows <= 16 or (size < 1e8 and not head)]
+        compiled = {"constants": dict(compiled_time.START), "dots": dots}
+        threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
+                          "fused": dict(fused_time.START), "graph": compiled, "xla": compiled}
+    values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,
+              "threads": threads, "fits": {}}
+    return Calibration(**(values | changes))

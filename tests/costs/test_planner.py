@@ -1,0 +1,170 @@
+"""The planner, the formulas, memory and workers, over a calibration that nobody measured."""
+
+import dataclasses
+import math
+
+import pytest
+
+from tests.conftest import tiny_decoder
+from tests.costs.calibrations import made_up
+from tfspeed.costs import cases, formulas, memory, planner, shapes, workers
+from tfspeed.costs.communication import Link
+from tfspeed.costs.planner import Budget
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.errors import TfspeedError
+from tfspeed.litert import fused_plan
+
+SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
+LOADS = [Load(batch, 64, 16) for batch in (1, 8)]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(made_up())
+
+
+@pytest.fixture(scope="module")
+def points(predictor):
+    return planner.search(SHAPE, predictor, planner.qualities(), LOADS, [1, 2], 2, 2)
+
+
+def test_nothing_on_the_front_is_beaten(points):
+    front = planner.front(points)
+    assert 1 < len(front) < len(points)
+    for point in front:
+        assert not any(
+            other.output_tokens_per_s > point.output_tokens_per_s
+            and other.tpot_s < point.tpot_s and other.memory_bytes < point.memory_bytes
+            and other.value("max_perplexity_increase") < point.value("max_perplexity_increase")
+            for other in points)
+
+
+def test_a_budget_is_kept(points):
+    budget = Budget(tpot_ms=2, max_perplexity_increase=0.01, ram_gb=2)
+    kept = [p for p in points if p.meets(budget)]
+    assert kept
+    for point in kept:
+        assert point.tpot_s <= 2e-3
+        assert point.quality.increase <= 0.01
+        assert point.memory_bytes <= 2e9
+    assert planner.best(kept).e2e_s == min(p.e2e_s for p in kept)
+
+
+def test_an_impossible_budget_is_explained(points):
+    fastest = min(p.tpot_s for p in points) * 1e3
+    budget = Budget(tpot_ms=fastest / 4, ram_gb=100)
+    error = str(planner.why_none(points, budget))
+    assert "tpot_ms" in error
+    assert "4.00 times the bound" in error
+    assert "ram_gb=100:" not in error
+
+
+def test_bounds_that_exclude_each_other_are_named(points):
+    exact = min(p.tpot_s for p in points if p.quality.increase == 0) * 1e3
+    budget = Budget(tpot_ms=0.9 * exact, max_perplexity_increase=1e-9)
+    points = [p for p in points if p.quality.increase is None or p.quality.increase >= 0]
+    assert not [p for p in points if p.meets(budget)]
+    assert "within the other bounds the least is" in str(planner.why_none(points, budget))
+
+
+@pytest.mark.parametrize("name", ["ttft_ms", "tpot_ms", "max_perplexity_increase", "ram_gb"])
+def test_a_bound_is_above_nothing(name):
+    with pytest.raises(TfspeedError, match=name):
+        Budget(**{name: 0})
+
+
+def test_measured_quality_takes_the_place_of_a_prior():
+    rows = [{"model": "m", "strategy": "quantize(bits=4)", "engine": "fused:int4",
+             "perplexity_delta": 0.05}]
+    found = {(q.strategy, q.engine): q for q in planner.qualities(rows, "m")}
+    assert found["quantize", "fused:int4"].increase == 0.05
+    assert found["quantize", "fused:int4"].source == "measured"
+    assert found["baseline", "fused:int8"].source.startswith("prior")
+    other = {(q.strategy, q.engine): q for q in planner.qualities(rows, "another")}
+    assert other["quantize", "fused:int4"].source.startswith("prior")
+
+
+def test_what_was_never_measured_is_within_no_bound(points):
+    unknown = [p for p in points if p.quality.increase is None]
+    assert unknown
+    assert not any(p.meets(Budget(max_perplexity_increase=1.0)) for p in unknown)
+
+
+def test_the_commands_are_those_of_run(points):
+    for point in points:
+        command = point.command("glassllm")
+        assert command.startswith("python scripts/run.py --model=glassllm --strategy=")
+        assert ("multi_worker" in command) == (point.workers > 1)
+
+
+def test_pruning_and_low_rank_shrink_a_shape():
+    for quality in planner.qualities():
+        changed = planner.reshaped(SHAPE, quality)
+        taken = dict(quality.options)
+        share = taken.get("low_rank_fraction") or taken.get("prune_structured_fraction")
+        if share:
+            assert changed.parameters == pytest.approx((1 - share) * SHAPE.parameters, rel=0.02)
+
+
+def test_the_cache_on_paper_is_that_of_the_engine():
+    model = tiny_decoder(head_dim=8)
+    shape, (sizes, kind) = shapes.of(model), fused_plan.cache_type(model.keras_model.config, True,
+                                                                   2, 3, 512)
+    assert memory.fused_cache_bytes(shape, 3, 300, 2) == math.prod(sizes) * kind().itemsize
+    assert memory.variable_bytes(shape) == model.weights_bytes
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_the_bits():
+    def total(engine, batch=1):
+        return memory.needed(SHAPE, engine, batch, 64, 16).total
+
+    assert total("xla", 8) > total("xla")
+    assert total("fused:float32") > total("fused:int8") > total("fused:int4,head=int4")
+
+
+def test_two_workers_halve_what_is_bound_by_computing(predictor):
+    load, free = Load(16, 256, 2), Link(0, 1e12)
+    alone = predictor.latency(SHAPE, "fused", 1, load)["e2e_s"]
+    two = workers.multi_worker(predictor, SHAPE, "fused", 2, 2, load, free)["e2e_s"]
+    assert 1.7 < alone / two < 2.05
+    slow = workers.multi_worker(predictor, SHAPE, "fused", 2, 2, load, Link(10, 1e9))
+    assert alone / slow["e2e_s"] < 1
+
+
+def test_a_batch_of_one_gains_nothing_from_replicas(predictor):
+    load = Load(1, 64, 16)
+    for name in workers.STRATEGIES:
+        assert workers.gain(name, predictor, SHAPE, "graph", 2, 2, load, 1) < 1.2
+    batch = workers.crossover("multi_worker", predictor, SHAPE, "fused", 2, 2, load, 1)
+    assert batch > 1
+    wins = [workers.gain("multi_worker", predictor, SHAPE, "fused", 2, 2,
+                         dataclasses.replace(load, batch=b), 1) > 1 for b in (batch, batch - 1)]
+    assert wins == [True, False]
+
+
+def test_shards_hold_the_whole_together():
+    part = SHAPE.shared_out(5)
+    layer, whole = part.layers[0], SHAPE.layers[0]
+    assert [5 * m.parameters for m in layer[:2]] == [m.parameters for m in whole[:2]]
+    assert part.head == SHAPE.head
+
+
+def test_the_worked_case():
+    assert formulas.each(10**6, 10) == 10**5
+    assert "10^6 / 10 = 10^5" in formulas.PAGE
+
+
+def test_the_formulas():
+    assert formulas.amdahl(0.25, 10**9) == pytest.approx(4)
+    assert formulas.gustafson(0.25, 4) == pytest.approx(3.25)
+    assert formulas.pipeline(1, 8) == pytest.approx(1)
+    assert formulas.pipeline(10**6, 8) == pytest.approx(8, rel=1e-4)
+    assert formulas.pipeline(1, 4, hop=0.1) < 1
+    assert formulas.compressed(0.25) == pytest.approx(4)
+    assert formulas.compressed(0.0, share=0.5) == pytest.approx(2)
+
+
+def test_the_page_is_printed_and_drawn(tmp_path, capsys):
+    formulas.explain(str(tmp_path / "formulas.png"))
+    assert "Amdahl" in capsys.readouterr().out
+    assert (tmp_path / "formulas.png").read_bytes().startswith(b"\x89PNG")

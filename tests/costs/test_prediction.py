@@ -1,0 +1,155 @@
+"""Times that are predicted behave as the machine does; a calibration of another one is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import TINY, tiny_decoder, tiny_recurrent
+from tests.costs.calibrations import made_up
+from tfspeed import engines
+from tfspeed.costs import calibration, cases, fitting, fused_time, rows, shapes
+from tfspeed.costs.calibration import NoCalibration
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.errors import TfspeedError
+
+SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
+LOAD = Load(batch=1, prompt_tokens=100, new_tokens=20)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(made_up())
+
+
+def latency(predictor, engine="fused", threads=2, shape=SHAPE, **load):
+    return predictor.latency(shape, engine, threads, dataclasses.replace(LOAD, **load))
+
+
+@pytest.mark.parametrize("engine", ["fused", "fused:int8", "graph", "xla"])
+def test_more_work_takes_longer(predictor, engine):
+    small = latency(predictor, engine)
+    assert latency(predictor, engine, prompt_tokens=400)["ttft_s"] > 2 * small["ttft_s"]
+    assert latency(predictor, engine, batch=16)["tpot_s"] > small["tpot_s"]
+    assert latency(predictor, engine, prompt_tokens=3000)["tpot_s"] > small["tpot_s"]
+    assert latency(predictor, engine, threads=1)["ttft_s"] > small["ttft_s"]
+    assert small["e2e_s"] == pytest.approx(small["ttft_s"] + 19 * small["tpot_s"])
+
+
+def test_fewer_bits_are_read_faster(predictor):
+    times = [latency(predictor, f"fused:{form}")["tpot_s"]
+             for form in ("float32", "float16", "int8", "int4,head=int4")]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 2.5 * times[2]
+
+
+def test_threads_between_two_that_were_measured(predictor):
+    one, two, many = (latency(predictor, threads=t)["tpot_s"] for t in (1, 2, 16))
+    assert many == two < one
+
+
+def test_one_token_has_no_step(predictor):
+    found = latency(predictor, new_tokens=1)
+    assert set(found) == {"ttft_s", "e2e_s"}
+
+
+@pytest.mark.parametrize(("engine", "shape", "rule"), [
+    ("litert:int8", SHAPE, "predicted of decoders under fused"),
+    ("fused", shapes.of(tiny_recurrent("lstm")), "predicted of decoders under fused"),
+    ("xla", shapes.decoder(TINY, bits=8), "float32 weights")])
+def test_what_is_not_known_is_refused(predictor, engine, shape, rule):
+    with pytest.raises(TfspeedError, match=rule):
+        latency(predictor, engine, shape=shape)
+
+
+def test_a_prompt_is_read_in_pieces():
+    calls = fused_time.prefill_calls(batch=3, prompt=400)
+    assert [(c.count, c.slot, c.logits) for c in calls] == [
+        (170, 0, False), (170, 170, False), (60, 340, True)]
+    assert [list(fused_time.tiles(rows)) for rows in (1, 3, 13, 23)] == [
+        [1], [2, 1], [12, 1], [12, 8, 2, 1]]
+
+
+def test_a_fit_finds_the_constants():
+    true = {"call": 3e-4, "byte": 2e-10, "unused": 1e-3}
+    sizes = np.geomspace(1e4, 1e9, 12)
+
+    def predict(c):
+        return c["call"] + c["byte"] * sizes
+
+    start = {"call": 1e-5, "byte": 1e-8, "unused": 1e-3}
+    noisy = predict(true) * np.exp(np.random.default_rng(0).normal(0, 0.02, len(sizes)))
+    found = fitting.fit(start, predict, noisy)
+    assert found["call"] == pytest.approx(3e-4, rel=0.05)
+    assert found["byte"] == pytest.approx(2e-10, rel=0.05)
+    assert found["unused"] == pytest.approx(1e-3)
+
+
+def test_a_calibration_is_kept(cache):
+    calibration.save(made_up())
+    assert calibration.load() == made_up()
+
+
+def test_without_a_calibration(cache):
+    with pytest.raises(NoCalibration, match=r"not been calibrated.*calibrate\.py"):
+        calibration.load()
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"cpu": "another processor"}, "another processor"), ({"cores": 1000}, "1000"),
+    ({"kernels": "0123"}, "0123")])
+def test_another_machines_calibration_is_refused(cache, changed, said):
+    calibration.save(made_up(fingerprint=calibration.fingerprint() | changed))
+    with pytest.raises(NoCalibration, match=rf"another machine.*{said}.*calibrate\.py"):
+        calibration.load()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"threads": 3}', "\x00"])
+def test_a_broken_calibration_is_refused(cache, content):
+    calibration.path().parent.mkdir(parents=True)
+    calibration.path().write_text(content)
+    with pytest.raises(NoCalibration, match="cannot be read"):
+        calibration.load()
+
+
+def test_nothing_that_is_checked_was_calibrated_on():
+    calibrated = {case.model for kind in ("fused", "graph", "xla") for short in (True, False)
+                  for case in cases.calibration(kind, 2, short)}
+    checked = [case for threads in (1, 2) for case in cases.held_out(threads)]
+    assert not calibrated & {case.model for case in checked}
+    assert len(set(checked)) == len(checked) >= 60
+    for case in checked:
+        engines.check(case.engine)
+
+
+def row_of(engine):
+    return {"batch": 1, "prompt_tokens": 8, "new_tokens": 4, "ttft_s": {"median": 1e-3},
+            "tpot_s": {"median": 2e-4}, "e2e_s": {"median": 2e-3}}
+
+
+def test_a_row_has_its_prediction_and_the_error(cache):
+    calibration.save(made_up())
+    rows._predictor.cache_clear()
+    engine = engines.create("graph", tiny_decoder())
+    found, note = rows.with_prediction(row_of(engine), engine, 2)
+    assert note == ""
+    assert set(found["predicted"]) == {"ttft_s", "tpot_s", "e2e_s"}
+    assert found["prediction_error"]["tpot_s"] == pytest.approx(
+        found["predicted"]["tpot_s"] / 2e-4 - 1)
+    assert json.dumps(found)
+
+
+def test_a_row_says_why_it_has_none(cache):
+    rows._predictor.cache_clear()
+    engine = engines.create("graph", tiny_decoder())
+    found, note = rows.with_prediction(row_of(engine), engine, 2)
+    assert found == {}
+    assert "calibrate.py" in note

@@ -1,0 +1,54 @@
+"""The job behind `scripts/calibrate.py`: measure this machine, or check its calibration."""
+
+import rich.box
+import rich.console
+import rich.table
+
+from tfspeed.costs import calibrating, calibration, checking
+from tfspeed.costs.prediction import ENGINES
+from tfspeed.devices import available_cores
+from tfspeed.errors import TfspeedError
+from tfspeed.main_job import check_writable
+from tfspeed.measure.progress import Progress
+
+
+def run(flags) -> int | None:
+    """Does what the flags of `scripts/calibrate.py` say; returns an exit code."""
+    threads = _threads(flags.threads)
+    engines = [name for name in flags.engines.split(",") if name]
+    if not engines or not set(engines) <= set(ENGINES):
+        raise TfspeedError(f"--engines must be among {', '.join(ENGINES)}.",
+                           engines=flags.engines)
+    if flags.check:
+        for name in ("output", "picture"):
+            check_writable(flags[name].value, name)
+        return checking.run(calibration.load(), threads, engines, flags.output, flags.picture)
+    made = calibrating.calibrate(threads, engines, Progress())
+    target = calibration.save(made)
+    _print(made)
+    print(f"Calibrated in {made.seconds:.0f} s: {target}")
+    return None
+
+
+def _threads(spelled: list[str] | None) -> list[int]:
+    """One, and all cores, where nothing is said."""
+    cores = available_cores()
+    try:
+        found = sorted({int(count) for count in spelled}) if spelled else sorted({1, cores})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1 or found[-1] > cores:
+        raise TfspeedError("--threads must be numbers from 1 to that of the cores.",
+                           threads=spelled, cores=cores)
+    return found
+
+
+def _print(made) -> None:
+    table = rich.table.Table("threads", "engine", "times", "median error", "95th percentile",
+                             box=rich.box.SIMPLE_HEAD, title="How well the constants fit the times "
+                             "that they come from", title_justify="left")
+    for threads, engines in made.fits.items():
+        for engine, fit in engines.items():
+            table.add_row(threads, engine, str(fit["times"]), f"{fit['median_error']:.1%}",
+                          f"{fit['p95_error']:.1%}")
+    rich.console.Console().print(table)

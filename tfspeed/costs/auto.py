@@ -1,0 +1,66 @@
+"""`--strategy=auto`: the planner's best point, measured beside the baseline before it counts."""
+
+import strategies
+from tfspeed import gate
+from tfspeed.costs import calibration, planner, shapes
+from tfspeed.costs.planner import Point, Quality
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.errors import TfspeedError
+from tfspeed.models.load import load
+
+NAME = "auto"
+_MARGIN = 0.5  # of a gate, that a prior of another model or text may use up
+
+
+def choose(flags, workload, threads: int) -> str:
+    """Puts the strategy, its options and the engine that are done first into the flags, among
+    those whose quality lies well within their gate; returns what is said of it.
+
+    Raises:
+        TfspeedError: there is no calibration, or an option contradicts the choice.
+    """
+    if flags.dtype != "float32" or flags.every_step:
+        raise TfspeedError("--strategy=auto chooses by itself: --dtype and --every_step do not go "
+                           "with it.", dtype=flags.dtype, every_step=flags.every_step)
+    predictor = Predictor(calibration.load())
+    model = load(flags.model)
+    fitted = workload.fitted(model)
+    point = best(shapes.of(model), predictor, model.name, threads,
+                 Load(fitted.batch, fitted.prompt_tokens, fitted.new_tokens),
+                 flags.max_perplexity_increase)
+    flags.strategy, flags.engine = point.quality.strategy, point.quality.engine
+    for name, value in point.quality.options:
+        flags[name].value = value
+    return (f"auto: {point.quality.strategy} under {point.quality.engine}, predicted TTFT "
+            f"{1e3 * point.ttft_s:.0f} ms and TPOT {1e3 * point.tpot_s:.2f} ms; now measured "
+            "beside the baseline.")
+
+
+def best(shape, predictor: Predictor, name: str, threads: int, load_: Load,
+         limit: float | None = None) -> Point:
+    """The point that is done first; `limit` on perplexity takes the place of the gates."""
+    known = [quality for quality in planner.qualities((), name) if _within(quality, limit)]
+    return planner.best(planner.search(shape, predictor, known, [load_], [threads], 1, threads))
+
+
+def _within(quality: Quality, limit: float | None) -> bool:
+    if quality.increase is None:
+        return False
+    allowed = limit if limit is not None else gate.limit(strategies.create(quality.strategy),
+                                                         quality.engine)
+    return quality.increase <= _MARGIN * allowed
+
+
+def verdict(rows: list[dict]) -> str:
+    """What the measurement says of the choice, the last row beside the first; it is never worse
+    than the baseline, since it is the baseline otherwise."""
+    if len(rows) < 2:
+        return "auto: the baseline itself."
+    baseline, found = rows[0], rows[-1]
+    ratio = baseline["e2e_s"]["median"] / found["e2e_s"]["median"]
+    what = f"{found['strategy']} under {found['engine']}"
+    if found.get("gate", {}).get("passed") is False:
+        return f"auto: keep the baseline. {what} costs more quality than its gate allows."
+    if ratio <= 1:
+        return f"auto: keep the baseline. {what} is {1 / ratio:.2f} times as slow."
+    return f"auto: use {what}, {ratio:.2f} times as fast as the baseline, measured."

@@ -1,0 +1,145 @@
+"""Measures a machine in a minute, and fits the constants of `calibration.py` to it."""
+
+import dataclasses
+import datetime
+import functools
+import time
+
+import numpy as np
+
+from tfspeed.costs import cases, compiled_time, fitting, fused_time, shapes
+from tfspeed.costs.calibration import Calibration, fingerprint
+from tfspeed.costs.cases import Case
+from tfspeed.costs.compiled_time import CompiledTime
+from tfspeed.costs.dots import Table
+from tfspeed.costs.fused_time import FusedTime
+from tfspeed.costs.observing import Observer
+from tfspeed.costs.prediction import Bandwidth
+from tfspeed.litert.formats import Formats
+from tfspeed.measure.progress import Progress
+
+READS = [64 << 20, 128 << 20, 256 << 20, 768 << 20]  # bytes
+_FEW_READS = [64 << 20, 256 << 20, 512 << 20]
+
+
+_TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
+_DISTURBED, _LOOKS = 1.15, 3  # times over their prediction; how many of them are timed again
+
+
+def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibration:
+    """Measures and fits; each of the numbers of threads in a process of its own, the most first:
+    those after it begin with its constants, and need fewer times."""
+    begin, found, fits = time.perf_counter(), {}, {}
+    threads = sorted(threads, reverse=True)
+    plan = {count: {engine: cases.calibration(engine, count, short=count != threads[0])
+                    for engine in engines} for count in threads}
+    steps = sum(2 + len(chosen) for each in plan.values() for chosen in each.values())
+    with bar.task("calibrating", steps) as advance:
+        for count in threads:
+            with Observer(count) as observer:
+                found[count], fits[str(count)] = _one(
+                    observer, plan[count], found.get(threads[0], {}), advance)
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits)
+
+
+def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
+         advance) -> tuple[dict, dict]:
+    """Args:
+        other: the constants of another number of threads; {} where there are none.
+    """
+    advance(f"{observer.threads} threads: memory")
+    constants: dict = {"bandwidth": observer.bandwidth(_FEW_READS if other else READS)}
+    fits = {}
+    for engine, chosen in plan.items():
+        begin = time.perf_counter()
+        advance(f"{observer.threads} threads: products of {engine}")
+        dots = [] if engine == "fused" else observer.dots(engine, bool(other))
+        times = []
+        for case in chosen:
+            advance(f"{observer.threads} threads: {case.engine}, {case.model}")
+            times.append((case, observer.observe(case)))
+        known = constants["bandwidth"], dots, other.get(engine)
+        found = fit(engine, times, *known)
+        if not other and _look_again(observer, times, found[1]["measured"], found[1]["predicted"]):
+            found = fit(engine, times, *known)
+        constants[engine], fits[engine] = found
+        fits[engine]["seconds"] = time.perf_counter() - begin
+    return constants, fits
+
+
+def _look_again(observer: Observer, times: list, measured: list, predicted: list) -> bool:
+    """Times once more what took much longer than the others would have it, a few of them: what
+    disturbs a machine makes times longer, never shorter. Says whether any was."""
+    over = [max(m / p for m, p in zip(pair[1:], guess, strict=True))
+            for pair, guess in zip(measured, predicted, strict=True)]
+    worst = sorted((i for i in range(len(times)) if over[i] > _DISTURBED),
+                   key=lambda i: -over[i])[:_LOOKS]
+    for i in worst:
+        case, seen = times[i]
+        again = observer.observe(case)
+        times[i] = case, {name: min(seen[name], again[name], key=np.median)
+                          for name in ("ttft_s", "tpot_s")}
+    return bool(worst)
+
+
+def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list,
+        other: dict | None) -> tuple[dict, dict]:
+    """The constants of an engine, and how well they fit the times.
+
+    Args:
+        bandwidth, dots: as an `Observer` gives them.
+        other: the constants of another number of threads, None where there are none.
+    """
+    speed = Bandwidth(bandwidth)
+    if engine == "fused":
+        found, fits = _fit(other or fused_time.START, functools.partial(_fused, speed), times,
+                           other is not None)
+        return found, fits
+    start = other["constants"] if other else compiled_time.START
+    found, fits = _fit(start, functools.partial(_compiled, Table(dots)), times,
+                       other is not None)
+    return {"constants": found, "dots": dots}, fits
+
+
+def _fused(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
+    shape, itemsize = _stored(case.model, case.engine)
+    made = FusedTime(constants, bandwidth, case.threads, itemsize)
+    return (made.prefill(shape, case.batch, case.prompt_tokens),
+            made.step(shape, case.batch, case.prompt_tokens + case.new_tokens / 2))
+
+
+def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
+    made, lengths = CompiledTime(constants, table), (
+        case.batch, case.prompt_tokens, case.new_tokens)
+    shape, _ = _stored(case.model, case.engine)
+    return made.prefill(shape, *lengths), made.step(shape, *lengths)
+
+
+def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
+    measured = np.array([np.median(seen[name]) for _, seen in times
+                         for name in ("ttft_s", "tpot_s")])
+
+    def all_of(constants):
+        return np.array([seconds for case, _ in times for seconds in predict(constants, case)])
+
+    found = fitting.fit(start, all_of, measured, _TRUST[again], _near_one)
+    predicted = all_of(found)
+    errors = np.abs(predicted / measured - 1)
+    return found, {"median_error": float(np.median(errors)),
+                   "p95_error": float(np.percentile(errors, 95)), "times": len(measured),
+                   "measured": [[dataclasses.asdict(case), *map(float, pair)] for (case, _), pair
+                                in zip(times, measured.reshape(-1, 2), strict=True)],
+                   "predicted": predicted.reshape(-1, 2).tolist()}
+
+
+def _near_one(name: str) -> bool:
+    """Whether a constant corrects what was measured directly."""
+    return name.startswith(("products", "reach"))
+
+
+@functools.cache
+def _stored(model: str, engine: str):
+    formats = Formats(engine.partition(":")[2] or "float32")
+    shape = shapes.decoder(cases.MODELS[model], model).stored(formats)
+    return shape, 4 if formats.of("cache")[0] == 32 else 2

@@ -1,0 +1,105 @@
+"""What this machine's constants are, kept in the cache folder: made by `scripts/calibrate.py`.
+
+A file of another machine, another number of cores or other kernels is refused: its times are not
+those of this one.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+from tfspeed.cache import cache_folder
+from tfspeed.devices import available_cores, cpu_model
+from tfspeed.errors import TfspeedError
+
+HINT = "python scripts/calibrate.py"
+_ROOT = Path(__file__).parents[1]
+_SOURCES = ("litert/kernels/*", "measure/read.c", "costs/fused_time.py", "costs/compiled_time.py",
+            "costs/dots.py")
+_VERSION = 1
+
+
+class NoCalibration(TfspeedError):
+    """There is none that can be used; says why and how to make one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Attributes:
+        fingerprint: of the machine and the code that it was made on.
+        made: when, ISO 8601.
+        seconds: that making it took.
+        threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused":
+            {constants}, "graph" and "xla": {"constants", "dots"}}`.
+        fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
+            the first token, of those after it), what the constants say, and the errors.
+    """
+
+    fingerprint: dict
+    made: str
+    seconds: float
+    threads: dict[int, dict]
+    fits: dict
+
+
+def path() -> Path:
+    return cache_folder() / "calibration.json"
+
+
+@functools.cache
+def fingerprint() -> dict:
+    """What a calibration depends on."""
+    made = hashlib.sha256()
+    for pattern in _SOURCES:
+        for source in sorted(_ROOT.glob(pattern)):
+            made.update(source.read_bytes())
+    return {"version": _VERSION, "cpu": cpu_model(), "cores": available_cores(),
+            "tensorflow": importlib.metadata.version("tensorflow"),
+            "kernels": made.hexdigest()[:16]}
+
+
+def save(calibration: Calibration) -> Path:
+    """Writes it whole or not at all."""
+    target = path()
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(dataclasses.asdict(calibration), indent=1) + "\n",
+                           encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise TfspeedError("The calibration cannot be written.", path=str(target),
+                           cause=error.strerror, hint="Set XDG_CACHE_HOME to another folder."
+                           ) from error
+    return target
+
+
+def load() -> Calibration:
+    """The calibration of this machine.
+
+    Raises:
+        NoCalibration: there is none, it cannot be read, or it is of another machine.
+    """
+    source = path()
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+        made = Calibration(**(found | {"threads": {int(t): c for t, c in
+                                                   found["threads"].items()}}))
+        other = {name: made.fingerprint.get(name) for name, value in fingerprint().items()
+                 if made.fingerprint.get(name) != value}
+    except FileNotFoundError as error:
+        raise NoCalibration("This machine has not been calibrated.",
+                            hint=f"{HINT} does it in a minute.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NoCalibration("The calibration cannot be read.", path=str(source),
+                            hint=f"{HINT} makes a new one.") from error
+    if other:
+        here = {name: fingerprint()[name] for name in other}
+        raise NoCalibration("The calibration is of another machine or other kernels, whose times "
+                            "are not these.", calibrated=other, here=here,
+                            hint=f"{HINT} makes a new one.")
+    return made

@@ -1,0 +1,139 @@
+"""Predicts and measures configurations that no calibration has seen: table, picture, JSON."""
+
+import functools
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from tfspeed.costs import cases, shapes
+from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.observing import Observer
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.errors import TfspeedError
+from tfspeed.measure.progress import Progress
+
+METRICS = ("ttft_s", "tpot_s")
+_COLORS = {"fused": "#1f77b4", "graph": "#ff7f0e", "xla": "#2ca02c"}
+
+
+def run(made: Calibration, threads: list[int], engines: list[str], output: str,
+        picture_path: str) -> None:
+    """Measures, prints and writes; Ctrl-C leaves what there is."""
+    bar, rows = Progress(), []
+    predictor = Predictor(made)
+    chosen = {count: [case for case in cases.held_out(count)
+                      if case.engine.partition(":")[0] in engines] for count in threads}
+    try:
+        with bar.task("checking", sum(map(len, chosen.values()))) as advance:
+            for count in threads:
+                with Observer(count) as observer:
+                    for case in chosen[count]:
+                        advance(case.label)
+                        rows.append(_row(predictor, case, observer.observe(case)))
+                        _write(output, rows)  # what was measured stays, whatever comes
+    finally:
+        if rows:
+            _report(rows, output, picture_path)
+
+
+def _row(predictor: Predictor, case: cases.Case, seen: dict) -> dict:
+    load = Load(case.batch, case.prompt_tokens, case.new_tokens)
+    predicted = predictor.latency(_shape(case.model), case.engine, case.threads, load)
+    measured = {name: float(np.median(seen[name])) for name in METRICS}
+    return {"model": case.model, "engine": case.engine, "threads": case.threads,
+            "batch": case.batch, "prompt_tokens": case.prompt_tokens,
+            "new_tokens": case.new_tokens, **measured,
+            "predicted": {name: predicted[name] for name in METRICS},
+            "prediction_error": {name: predicted[name] / measured[name] - 1
+                                 for name in METRICS}}
+
+
+@functools.cache
+def _shape(model: str) -> shapes.Shape:
+    if model in cases.MODELS:
+        return shapes.decoder(cases.MODELS[model], model)
+    from tfspeed.models.load import load
+    return shapes.of(load(model))
+
+
+def summary(rows: list[dict]) -> list[tuple]:
+    """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        for name in METRICS:
+            error = abs(row["prediction_error"][name])
+            kind = row["engine"].partition(":")[0]
+            for group in (f"{kind}, {name}", f"{row['threads']} threads", "all"):
+                groups.setdefault(group, []).append(error)
+    every = groups.pop("all")
+    return [(what, len(errors), float(np.median(errors)), float(np.percentile(errors, 95)))
+            for what, errors in [*sorted(groups.items()), ("all", every)]]
+
+
+def _write(output: str, rows: list[dict]) -> None:
+    try:
+        Path(output).write_text(json.dumps({"rows": rows, "summary": summary(rows)}, indent=1)
+                                + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TfspeedError("The check cannot be written.", output=output,
+                           cause=error.strerror) from error
+
+
+def _report(rows: list[dict], output: str, picture_path: str) -> None:
+    found = summary(rows)
+    _write(output, rows)
+    try:
+        Path(picture_path).write_bytes(picture(rows))
+    except OSError as error:
+        raise TfspeedError("The picture cannot be written.", picture=picture_path,
+                           cause=error.strerror) from error
+    console = rich.console.Console()
+    table = rich.table.Table("configuration", "TTFT ms", "error", "TPOT ms", "error",
+                             box=rich.box.SIMPLE_HEAD)
+    for row in rows:
+        cells = []
+        for name in METRICS:
+            cells += [f"{1e3 * row[name]:.2f}", f"{row['prediction_error'][name]:+.1%}"]
+        table.add_row(f"{row['model']}, {row['engine']}, {row['threads']} thr, batch "
+                      f"{row['batch']}, {row['prompt_tokens']} + {row['new_tokens']}", *cells)
+    console.print(table)
+    table = rich.table.Table("errors", "times", "median", "95th percentile",
+                             box=rich.box.SIMPLE_HEAD)
+    for what, count, median, high in found:
+        table.add_row(what, str(count), f"{median:.1%}", f"{high:.1%}")
+    console.print(table)
+    console.print(f"{len(rows)} configurations. Rows: {output}   Picture: {picture_path}",
+                  highlight=False, soft_wrap=True)
+
+
+def picture(rows: list[dict]) -> bytes:
+    """A PNG: measured over predicted, on logarithmic scales."""
+    import matplotlib
+    matplotlib.use("Agg")  # no display is needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), dpi=110, layout="constrained")
+    for axis, name in zip(axes, METRICS, strict=True):
+        for kind, color in _COLORS.items():
+            pairs = [(1e3 * row["predicted"][name], 1e3 * row[name]) for row in rows
+                     if row["engine"].partition(":")[0] == kind]
+            if pairs:
+                axis.scatter(*zip(*pairs, strict=True), s=16, color=color, label=kind, alpha=0.8)
+        ends = np.array([1e3 * min(row[name] for row in rows) / 1.5,
+                         1e3 * max(row[name] for row in rows) * 1.5])
+        axis.plot(ends, ends, color="#555555", lw=1)
+        axis.fill_between(ends, ends * 0.85, ends * 1.15, color="#999999", alpha=0.2, lw=0)
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends,
+                 xlabel=f"predicted {name.removesuffix('_s').upper()}, ms", ylabel="measured, ms")
+        axis.set_title("the band is ±15 %", loc="left", fontsize=9)
+        axis.legend()
+        axis.grid(alpha=0.25)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    plt.close(figure)
+    return content.getvalue()

@@ -1,0 +1,54 @@
+"""How long a prefill and a step take under `graph` and `xla`.
+
+Products come from a table of what they take on this machine (`dots.py`); `products` corrects it for
+running among other operators. Between them lies a cost each of a layer (its operators), of a query
+and slot in attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an operation
+of its two products), of a value that goes through the small operators (`value`), of a byte of the
+caches (`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their
+own: a prompt's operators are split over threads, those of one token are not.
+"""
+
+from tfspeed.costs.computation import Pass, padded_lengths, padded_prefill, padded_step
+from tfspeed.costs.dots import Table
+from tfspeed.costs.shapes import Shape
+
+_COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
+          "value": 2e-10, "copy": 1e-10}
+START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
+         for name, cost in _COSTS.items()}
+
+
+class CompiledTime:
+    """Args:
+        constants: as in `START`.
+        table: seconds of products.
+    """
+
+    def __init__(self, constants: dict[str, float], table: Table):
+        self.constants, self.table = constants, table
+
+    def prefill(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
+        """Seconds to the first token."""
+        length, capacity = padded_lengths(prompt, new_tokens)
+        return self._seconds("prefill", padded_prefill(shape, batch, length, capacity), batch,
+                             capacity)
+
+    def step(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
+        _, capacity = padded_lengths(prompt, new_tokens)
+        return self._seconds("step", padded_step(shape, batch, capacity), batch, capacity)
+
+    def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
+        c, shape, rows = self.constants, work.shape, work.rows
+        read = work.weight_bytes
+        products = self.table.seconds(batch, shape.head.parameters, read, True)
+        between = c[f"call_{kind}"] + c[f"value_{kind}"] * batch * shape.vocabulary
+        for (matrices, a), count in shape.kinds.items():
+            products += count * sum(self.table.seconds(rows, i * o, read)
+                                    for m in matrices for i, o in m.parts)
+            pairs = rows * a.heads * capacity
+            width = sum(m.inputs + m.outputs for m in matrices)
+            cache = 8 * batch * capacity * a.kv_heads * a.dim
+            between += count * (
+                c[f"layer_{kind}"] + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
+                + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
+        return c[f"products_{kind}"] * products + between

@@ -1,0 +1,150 @@
+"""How long a call of the `fused` operator takes: a roofline, product by product.
+
+What the operator does is known (`litert/kernels/`), so the formula follows it:
+
+    product    the longer of reading its bytes (at the bandwidth of as many bytes as a step reads,
+               since a last-level cache holds small models) and its instructions: a panel of weights
+               meets tiles of up to twelve rows, and a tile takes as long as its multiplications
+               (`multiply` each) or, where they are few, as its sums wait for themselves (`wait`)
+    attention  a slot's keys and values are loaded once for up to eight query rows (`load`) and
+               multiplied with each (`attend`); `weigh` is the softmax
+    values     norms, rounding to eight bits, activations: `value` each, on one thread where there
+               is a single row
+    layer      barriers between the stages; `call`, `row`, `choose`: of a step, of each of its
+               texts, and of looking for the largest of a text's logits
+
+All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
+products get, where a step's bytes lie near (64 MB) and far (256 MB).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from tfspeed.costs.computation import filled_step
+from tfspeed.costs.shapes import Matrix, Shape, up_to
+
+KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
+ROWS = 512  # tokens of a call, see engines/fused.py
+_SHARP = 4
+_NEAR, _FAR = 64e6, 256e6  # bytes
+TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
+_TILE = 8  # query rows that attention reads keys for together
+
+START = {  # seconds; where a fit begins
+    "call": 3e-5, "prefill": 2e-4, "row": 2e-6, "choose": 1e-10, "layer": 5e-6, "value": 4e-10,
+    "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
+    **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
+    **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
+    "reach_near": 1.1, "reach_far": 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call: pieces of `texts` texts, `count` tokens of each, the first at `slot`."""
+
+    texts: int
+    count: int
+    slot: float
+    logits: bool = True
+
+    @property
+    def rows(self) -> int:
+        return self.texts * self.count
+
+
+def prefill_calls(batch: int, prompt: int) -> list[Call]:
+    """Those that read a prompt: 512 tokens of all rows together at most."""
+    length = max(1, ROWS // batch)
+    return [Call(batch, min(length, prompt - at), at, at + length >= prompt)
+            for at in range(0, prompt, length)]
+
+
+def tiles(rows: int) -> Iterator[int]:
+    """The rows of each time that a panel of weights is gone through, see kernels/matrix.h."""
+    for size in TILES:
+        while rows >= size:
+            rows -= size
+            yield size
+
+
+def longer(computing: float, reading: float) -> float:
+    """Of the two, which hide each other but for little at the corner of the roofline."""
+    return (computing**_SHARP + reading**_SHARP)**(1 / _SHARP)
+
+
+def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
+            read: float) -> float:
+    """Bytes a second that products read at in steps of `read` bytes."""
+    far = min(1.0, max(0.0, math.log(read / _NEAR) / math.log(_FAR / _NEAR)))
+    return bandwidth(read) * constants["reach_near"]**(1 - far) * constants["reach_far"]**far
+
+
+class FusedTime:
+    """Args:
+        constants: as in `START`.
+        bandwidth: bytes a second at which all threads read so many bytes again and again.
+    """
+
+    def __init__(self, constants: dict[str, float], bandwidth: Callable[[float], float],
+                 threads: int, cache_itemsize: int):
+        self.constants, self.bandwidth = constants, bandwidth
+        self.threads, self.itemsize = threads, cache_itemsize
+
+    def prefill(self, shape: Shape, batch: int, prompt: int) -> float:
+        """Seconds to the first token."""
+        return self.constants["prefill"] + sum(self.call(shape, call)
+                                               for call in prefill_calls(batch, prompt))
+
+    def step(self, shape: Shape, batch: int, context: float) -> float:
+        """Seconds of a token that is the last of `context` tokens."""
+        return self.call(shape, Call(batch, 1, context - 1))
+
+    def call(self, shape: Shape, call: Call) -> float:
+        c, t = self.constants, self.threads
+        # A call reads all weights, however many rows it has.
+        read = filled_step(shape, call.texts, call.slot + 1).read_bytes(self.itemsize)
+        speed = reached(c, self.bandwidth, read)
+        seconds = c["call"] + c["row"] * call.texts
+        for (matrices, attention), count in shape.kinds.items():
+            products = sum(self._product(m, call.rows, speed) for m in matrices)
+            values = self._values(matrices, attention, call.rows)
+            seconds += count * (c["layer"] + products + values
+                                + self._attention(attention, call, speed))
+        if call.logits:
+            seconds += (self._product(shape.head, call.texts, speed)
+                        + c["choose"] * call.texts * shape.vocabulary)
+            seconds += c["value"] * 2 * shape.hidden * (call.texts / t if call.texts > 1 else 1)
+        return seconds
+
+    def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
+        c, kind = self.constants, KINDS[matrix.bits]
+        size = matrix.panel_values / self.threads
+        first, *others = (size * longer(c[f"wait_{kind}"], c[f"multiply_{kind}"] * count)
+                          for count in tiles(rows))
+        # The first tile waits for memory; those after it find the panel in the cache.
+        return longer(first, matrix.nbytes / speed) + sum(others)
+
+    def _values(self, matrices, attention, rows: int) -> float:
+        query_key_value, out, up, down = matrices
+        # Norms and rounding of what each product reads; a single row is made ready by every
+        # thread for itself. What heads and activations do is shared out always.
+        ready = query_key_value.inputs + out.inputs + up.inputs + down.inputs
+        shared = query_key_value.outputs + up.outputs
+        alone = 1 if rows == 1 else self.threads
+        return self.constants["value"] * rows * (ready / alone + shared / self.threads)
+
+    def _attention(self, a, call: Call, speed: float) -> float:
+        c = self.constants
+        dim, group = up_to(a.dim, 16), a.heads // a.kv_heads
+        window = a.window or float("inf")
+        # The mean slots that a token of this piece sees, its own among them.
+        seen = min(window, call.slot + (call.count + 1) / 2)
+        pairs = call.rows * a.heads * seen
+        tile = min(_TILE, group * call.count)
+        computing = pairs * (dim * 2 * (c["attend"] + c["load"] / tile) + c["weigh"])
+        slots = min(window, call.slot + call.count)
+        reading = 2 * call.texts * slots * a.kv_heads * dim * self.itemsize / speed
+        computing /= self.threads
+        return longer(computing, reading)

@@ -1,0 +1,84 @@
+"""Bytes that a model needs where it runs: weights, KV cache, activations, and the peak of getting
+there.
+
+`graph` and `xla` give back new caches: for the length of a step there are two. `fused` keeps one,
+in blocks whose size doubles from 256 slots, heads filled up to sixteen; beside the float32
+variables it holds the matrices twice, as they were packed and in panels.
+"""
+
+import dataclasses
+
+from tfspeed.costs.computation import padded_lengths
+from tfspeed.costs.fused_time import ROWS
+from tfspeed.costs.shapes import Shape, up_to
+from tfspeed.litert.formats import Formats
+
+RUNTIME_BYTES = 670e6  # Python and TensorFlow with nothing loaded (BUILD.md, Export)
+_SMALLEST_CACHE = 256  # slots, see engines/fused.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        variables: what the Keras model holds.
+        packed: the matrices as the engine keeps them beside that; 0 where it reads the variables.
+        cache: keys and values of all rows.
+        activations: what a call needs besides.
+    """
+
+    variables: float
+    packed: float
+    cache: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Of a process that has nothing else loaded."""
+        return RUNTIME_BYTES + self.variables + self.packed + self.cache + self.activations
+
+
+def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int) -> Memory:
+    """Args:
+        shape: as the model's layers are; the engine's name says what it packs them to.
+    """
+    variables = variable_bytes(shape)
+    if engine.partition(":")[0] == "fused":
+        formats = Formats(engine.partition(":")[2] or "float32")
+        itemsize = 4 if formats.of("cache")[0] == 32 else 2
+        packed = shape.stored(formats).step_weight_bytes
+        return Memory(variables, 2 * packed, fused_cache_bytes(
+            shape, batch, prompt + new_tokens, itemsize), _fused_scratch(shape, batch, prompt))
+    length, capacity = padded_lengths(prompt, new_tokens)
+    cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
+    rows = batch * length
+    widest = max((m.outputs for layer in shape.layers for m in layer), default=0)
+    scores = max((a.heads for a in shape.attention), default=0) * rows * capacity
+    activations = 4 * (2 * scores + 3 * rows * widest + batch * shape.vocabulary)
+    return Memory(variables, 0, 2 * cache, activations)
+
+
+def variable_bytes(shape: Shape) -> int:
+    """Of the Keras model's variables: a low-rank or quantized layer's own."""
+    return shape.step_weight_bytes + 4 * (shape.small_values + shape.table_values)
+
+
+def fused_cache_bytes(shape: Shape, batch: int, tokens: int, itemsize: int) -> int:
+    """Of the cache that so many tokens a row end in."""
+    slots = _SMALLEST_CACHE
+    while slots < tokens:
+        slots *= 2
+    # All layers have as many heads as the one with the most.
+    heads = max(a.kv_heads for a in shape.attention)
+    dim = up_to(shape.attention[0].dim, 16)
+    return len(shape.attention) * 2 * batch * heads * slots * dim * itemsize
+
+
+def _fused_scratch(shape: Shape, batch: int, prompt: int) -> int:
+    """What kernels/decoder.c reserves for a call's rows, and the logits."""
+    rows = min(batch * prompt, max(ROWS, batch))
+    query_key_value, out, _, down = max(shape.layers, key=lambda layer: layer[3].inputs)
+    hidden, widest = shape.hidden, max(out.inputs, shape.hidden, down.inputs)
+    floats = (3 * hidden + query_key_value.outputs + 2 * out.inputs + 2 * down.inputs + widest)
+    return rows * (4 * floats + widest) + 4 * batch * shape.vocabulary

@@ -1,0 +1,119 @@
+"""Latencies before they are measured: a calibration, and the shape of a model.
+
+    Predictor(calibration.load()).latency(shapes.of(model), "fused:int8", threads=2,
+                                          workload=Load(batch=1, prompt_tokens=128, new_tokens=128))
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tfspeed.costs import computation
+from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.compiled_time import CompiledTime
+from tfspeed.costs.dots import Table
+from tfspeed.costs.fused_time import FusedTime
+from tfspeed.costs.shapes import Shape
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.formats import Formats
+
+ENGINES = ("fused", "graph", "xla")  # those that there are constants of
+SMALLEST_READ = 60_000_000  # bytes: of less, starting the threads is most of what is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is generated: `measure.experiment.Workload` without its defaults."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+class Bandwidth:
+    """Bytes a second at which so many bytes are read again and again, between those measured."""
+
+    def __init__(self, measured: list):
+        kept = [(size, speed) for size, speed in measured if size >= SMALLEST_READ] or measured
+        self._sizes, self._speeds = np.log(np.array(kept)).T
+
+    def __call__(self, size: float) -> float:
+        return float(np.exp(np.interp(np.log(max(1.0, size)), self._sizes, self._speeds)))
+
+
+class Predictor:
+    """Args:
+        calibration: this machine's.
+    """
+
+    def __init__(self, calibration: Calibration):
+        self._made = {threads: _Machine(constants)
+                      for threads, constants in sorted(calibration.threads.items())}
+
+    def latency(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
+        """`ttft_s`, `e2e_s` and, of more than one token, `tpot_s`: the mean, as it is measured.
+
+        Args:
+            shape: as the model's layers are; what the engine packs them to is its name's matter.
+
+        Raises:
+            TfspeedError: there are no constants for it.
+        """
+        kind = engine.partition(":")[0]
+        if kind not in ENGINES or not shape.attention:
+            raise TfspeedError("Times are predicted of decoders under "
+                               f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
+        if kind != "fused" and {m.bits for m in shape.matrices} != {32}:
+            raise TfspeedError("Under graph and xla times are predicted of float32 weights.",
+                               engine=engine, model=shape.name)
+        known = [(t, machine.seconds(shape, engine, t, load)) for t, machine in
+                 self._made.items()]
+        found = {name: self._between(threads, [(t, times[name]) for t, times in known])
+                 for name in known[0][1]}
+        if load.new_tokens == 1:
+            found.pop("tpot_s")
+        return found | {"e2e_s": found["ttft_s"] + (load.new_tokens - 1) * found.get("tpot_s", 0)}
+
+    def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
+        """How many times as long a step's reads take where `workers` processes read at once, each
+        on its share of the cores: together they read no faster than all cores do."""
+        spelled = engine.partition(":")[2] if engine.startswith("fused") else ""
+        read = computation.filled_step(shape.stored(Formats(spelled or "float32")), load.batch,
+                                       load.prompt_tokens).read_bytes(4)
+        alone, together = (self._between(count, [(t, m.bandwidth(read)) for t, m in
+                                                 self._made.items()])
+                           for count in (max(1, cores // workers), cores))
+        return max(1.0, workers * alone / together)
+
+    @staticmethod
+    def _between(threads: int, known: list[tuple[int, float]]) -> float:
+        """On logarithmic scales; more threads than were calibrated are as many."""
+        counts, seconds = np.log(np.array(known)).T
+        return float(np.exp(np.interp(np.log(threads), counts, seconds)))
+
+
+class _Machine:
+    """The models of one number of threads."""
+
+    def __init__(self, constants: dict):
+        self.constants, self.bandwidth = constants, Bandwidth(constants["bandwidth"])
+        self.tables = {kind: Table(constants[kind]["dots"]) for kind in ("graph", "xla")
+                       if kind in constants}
+
+    def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
+        kind, _, spelled = engine.partition(":")
+        if kind not in self.constants:
+            raise TfspeedError("This calibration knows nothing of the engine.", engine=kind)
+        # The mean context of a step: half of the new tokens beyond the prompt.
+        context = load.prompt_tokens + load.new_tokens / 2
+        if kind == "fused":
+            formats = Formats(spelled or "float32")
+            itemsize = 4 if formats.of("cache")[0] == 32 else 2
+            made = FusedTime(self.constants[kind], self.bandwidth, threads, itemsize)
+            stored = shape.stored(formats)
+            return {"ttft_s": made.prefill(stored, load.batch, load.prompt_tokens),
+                    "tpot_s": made.step(stored, load.batch, context)}
+        compiled = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
+        lengths = load.batch, load.prompt_tokens, load.new_tokens
+        return {"ttft_s": compiled.prefill(shape, *lengths),
+                "tpot_s": compiled.step(shape, *lengths)}

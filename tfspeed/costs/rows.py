@@ -1,0 +1,55 @@
+"""What a row says of its prediction: `predicted` and `prediction_error`, keyed by the metric."""
+
+import functools
+
+from tfspeed.costs import calibration, shapes
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.devices import default_device
+from tfspeed.errors import TfspeedError
+
+_LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+
+
+def with_prediction(row: dict, engine, threads: int) -> tuple[dict, str]:
+    """What is to be added to a row, and to its notes ("" for nothing).
+
+    Args:
+        row: with its latencies, `batch`, `prompt_tokens` and `new_tokens`.
+        engine: that made it.
+        threads: that an operator could use.
+    """
+    try:
+        predicted = _predicted(row, engine, threads)
+    except TfspeedError as error:
+        return {}, f"No prediction: {error}"
+    errors = {name: value / _measured(row[name]) - 1 for name, value in predicted.items()
+              if _measured(row.get(name))}
+    return {"predicted": predicted, "prediction_error": errors}, ""
+
+
+def _predicted(row: dict, engine, threads: int) -> dict:
+    _check(engine)
+    load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
+    shape = shapes.of(engine.model)
+    found = _predictor().latency(shape, engine.name, threads, load)
+    return {name: found[name] for name in _LATENCIES if name in found}
+
+
+@functools.cache
+def _predictor() -> Predictor:
+    return Predictor(calibration.load())
+
+
+def _check(engine) -> None:
+    """Refuses what the models know nothing of."""
+    if default_device().startswith("GPU"):
+        raise TfspeedError("Times are predicted of CPUs.", device=default_device())
+    if engine.devices:
+        raise TfspeedError("Times are predicted of one worker: scripts/plan.py says what several "
+                           "would bring.", devices=len(engine.devices))
+    if engine.model.speculation is not None:
+        raise TfspeedError("What drafts save depends on the text.")
+
+
+def _measured(value) -> float | None:
+    return value["median"] if isinstance(value, dict) else value

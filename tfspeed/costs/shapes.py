@@ -1,0 +1,258 @@
+"""What a pass of a model multiplies: its matrices and its attention, from the config or the model.
+
+    shape = shapes.decoder(config)                       on paper
+    shape = shapes.of(model)                             as strategies have left it
+    shape = shape.stored(Formats("int4,head=int4"))      as a packed engine keeps it
+"""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+
+from tfspeed.errors import TfspeedError
+from tfspeed.litert.formats import Formats
+from tfspeed.litert.weights import fitting
+from tfspeed.models.config import DecoderConfig
+from tfspeed.models.decoder import Decoder
+from tfspeed.models.low_rank import LowRankDense
+from tfspeed.models.packed import Packed
+from tfspeed.models.recurrent import Recurrent
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices side by side in a cell
+_ITEM_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A dense layer's matrix, or the two thin ones that stand in its place.
+
+    Attributes:
+        name: as `litert.formats.Formats` knows it: `block_3/mlp/down`, `head`.
+        rank: of two thin ones; 0: a single one.
+        group: values of a row that share a scale, for 4 and 8 bits; 0: a whole row.
+        density: share of the values that are not zero. The dense kernels of all engines here
+            multiply zeros too: it makes files smaller, never a step faster.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    rank: int = 0
+    bits: int = 32
+    group: int = 0
+    density: float = 1.0
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each product, in their order."""
+        if self.rank:
+            return [(self.inputs, self.rank), (self.rank, self.outputs)]
+        return [(self.inputs, self.outputs)]
+
+    @property
+    def parameters(self) -> int:
+        return sum(inputs * outputs for inputs, outputs in self.parts)
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Values and scales: `litert/weights.py` says how they are kept."""
+        return sum(inputs * outputs * self.bits // 8 + self._scale_bytes(inputs, outputs)
+                   for inputs, outputs in self.parts)
+
+    @functools.cached_property
+    def panel_values(self) -> int:
+        """As the fused engine keeps them: rows and columns filled up to whole panels."""
+        return sum(up_to(inputs, 32) * up_to(outputs, 16) for inputs, outputs in self.parts)
+
+    def flops(self, rows: int) -> int:
+        """Of a product with `rows` rows; a multiply-add is two."""
+        return 2 * rows * self.parameters
+
+    def _scale_bytes(self, inputs: int, outputs: int) -> int:
+        if self.bits > 8:
+            return 0
+        block = fitting(self.group, inputs) if self.group else 0
+        return 2 * outputs * (inputs // block) if block else 4 * outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Of one layer; `window` 0: it sees everything."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    window: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A model, as far as its costs go.
+
+    Attributes:
+        layers: the matrices of each layer.
+        head: the output layer; where it is `tied`, the table of the embedding.
+        attention: of each layer; () in a recurrent model.
+        state_values: numbers that a recurrent model keeps of a row.
+        small_values: weights that are no matrix of a product: norms, biases.
+        table_values: of tables of which a step looks up a row; that of a tied embedding is none.
+    """
+
+    name: str
+    hidden: int
+    vocabulary: int
+    context: int
+    layers: tuple[tuple[Matrix, ...], ...]
+    head: Matrix
+    attention: tuple[Attention, ...] = ()
+    state_values: int = 0
+    small_values: int = 0
+    table_values: int = 0
+    config: DecoderConfig | None = None
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        return [*(m for layer in self.layers for m in layer), self.head]
+
+    @functools.cached_property
+    def kinds(self) -> Counter:
+        """Matrices (without their names) and attention of a layer, and how many are alike."""
+        return Counter((tuple(dataclasses.replace(m, name="") for m in layer), attention)
+                       for layer, attention in zip(self.layers, self.attention, strict=True))
+
+    @property
+    def parameters(self) -> int:
+        return sum(m.parameters for m in self.matrices) + self.small_values + self.table_values
+
+    @functools.cached_property
+    def step_weight_bytes(self) -> int:
+        """Bytes of the matrices, each of which a step reads once."""
+        return sum(m.nbytes for m in self.matrices)
+
+    def stored(self, formats: Formats) -> "Shape":
+        """With every matrix in the format that a packed engine gives it; one that a strategy has
+        quantized stays as it is."""
+        def change(matrix: Matrix) -> Matrix:
+            if matrix.bits <= 8:
+                return matrix
+            bits, group = formats.of(matrix.name)
+            return dataclasses.replace(matrix, bits=bits, group=group)
+
+        return self.changed(change)
+
+    def changed(self, change) -> "Shape":
+        """With `change(matrix)` in place of every matrix."""
+        return dataclasses.replace(
+            self, layers=tuple(tuple(map(change, layer)) for layer in self.layers),
+            head=change(self.head))
+
+    def shared_out(self, workers: int) -> "Shape":
+        """What each worker has of it where heads and columns are spread as `tensor_parallel` does:
+        whole groups of heads, the rest filled up with zeros; embedding and head whole on each."""
+        if self.config is None:
+            raise TfspeedError("Only decoders are spread over workers.", model=self.name)
+        c = self.config
+
+        def share(count):
+            return -(-count // workers)
+
+        heads = share(c.num_kv_heads)
+        part = decoder(dataclasses.replace(
+            c, num_heads=c.num_heads // c.num_kv_heads * heads, num_kv_heads=heads,
+            mlp_dim=share(c.mlp_dim), mlp_dims=tuple(map(share, c.mlp_dims)),
+            layer_kv_heads=tuple(map(share, c.layer_kv_heads))), self.name)
+        return dataclasses.replace(part, head=self.head)
+
+    def thinned(self, rank_share: float) -> "Shape":
+        """With two thin matrices in place of each of the layers' where that saves: together they
+        have `rank_share` of its values."""
+        if not 0 < rank_share < 1:
+            raise TfspeedError("The share of values that low rank keeps is between 0 and 1.",
+                               rank_share=rank_share)
+
+        def change(matrix):
+            if matrix is self.head or matrix.name == "head":
+                return matrix
+            rank = int(rank_share * matrix.inputs * matrix.outputs
+                       / (matrix.inputs + matrix.outputs))
+            return dataclasses.replace(matrix, rank=max(1, rank))
+
+        return self.changed(change)
+
+
+def decoder(config: DecoderConfig, name: str = "", bits: int = 32, density: float = 1.0) -> Shape:
+    """Of a `Decoder` of this config."""
+    c, layers, attention = config, [], []
+
+    def matrix(named, inputs, outputs):
+        return Matrix(named, inputs, outputs, bits=bits, density=density)
+
+    for i in range(c.num_layers):
+        layer = c.layer(i)
+        heads = layer.num_heads * c.head_dim
+        width = (2 if c.gated_mlp else 1) * layer.mlp_dim
+        layers.append((
+            matrix(f"block_{i}/attention/query_key_value", c.hidden_dim, layer.qkv_dim),
+            matrix(f"block_{i}/attention/out", heads, c.hidden_dim),
+            matrix(f"block_{i}/mlp/up", c.hidden_dim, width),
+            matrix(f"block_{i}/mlp/down", layer.mlp_dim, c.hidden_dim)))
+        attention.append(Attention(layer.num_heads, layer.num_kv_heads, c.head_dim, c.window(i)))
+    head = matrix("head", c.hidden_dim, c.vocabulary_size)
+    tables = 0 if c.tied_embeddings else c.vocabulary_size
+    tables += c.context_length if c.positions == "learned" else 0
+    products = sum(m.parameters for layer in layers for m in layer) + head.parameters
+    return Shape(name or c.family, c.hidden_dim, c.vocabulary_size, c.context_length,
+                 tuple(layers), head, tuple(attention), table_values=tables * c.hidden_dim,
+                 small_values=c.parameter_count - products - tables * c.hidden_dim, config=c)
+
+
+def recurrent(sizes: dict, name: str = "", bits: int = 32) -> Shape:
+    """Of a `Recurrent` of these sizes."""
+    hidden, gates = sizes["hidden_dim"], GATES[sizes["cell"]]
+    layers = tuple((Matrix(f"{sizes['cell']}_{i}/input", hidden, gates * hidden, bits=bits),
+                    Matrix(f"{sizes['cell']}_{i}/recurrent", hidden, gates * hidden, bits=bits))
+                   for i in range(sizes["num_layers"]))
+    biases = 2 if sizes["cell"] == "gru" else 1
+    state = (2 if sizes["cell"] == "lstm" else 1) * hidden * sizes["num_layers"]
+    return Shape(name or sizes["cell"], hidden, sizes["vocabulary_size"], sizes["context_length"],
+                 layers, Matrix("head", hidden, sizes["vocabulary_size"], bits=bits),
+                 state_values=state, small_values=len(layers) * biases * gates * hidden)
+
+
+def of(model) -> Shape:
+    """Of a `LanguageModel`, whatever strategies have done to its layers.
+
+    Raises:
+        TfspeedError: it is neither a `Decoder` nor a `Recurrent`: its operators are not known.
+    """
+    made = model.keras_model
+    if isinstance(made, Recurrent):
+        bits = _ITEM_BITS.get(made.compute_dtype, 32)
+        return recurrent(made.sizes, model.name, bits)
+    if not isinstance(made, Decoder):
+        raise TfspeedError("Costs are known of decoders and recurrent models.", model=model.name,
+                           type=type(made).__name__)
+    shape = decoder(made.config, model.name)
+    layers = tuple(
+        tuple(_matrix(matrix, layer) for matrix, layer in zip(matrices, (
+            block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down),
+            strict=True))
+        for matrices, block in zip(shape.layers, made.blocks, strict=True))
+    return dataclasses.replace(shape, layers=layers,
+                               head=_matrix(shape.head, made.head or made.embedding))
+
+
+def _matrix(matrix: Matrix, layer) -> Matrix:
+    """The matrix with the rank and the bits of the layer that holds it."""
+    if isinstance(layer, LowRankDense):
+        return dataclasses.replace(_matrix(matrix, layer.second), rank=layer.rank)
+    if isinstance(layer, Packed):
+        return dataclasses.replace(matrix, bits=layer.packing["bits"],
+                                   group=layer.packing["block"])
+    return dataclasses.replace(matrix, bits=_ITEM_BITS.get(layer.compute_dtype, 32))
+
+
+def up_to(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return math.ceil(value / multiple) * multiple

@@ -1,0 +1,95 @@
+"""What several workers on this machine would bring, and from which batch or size on.
+
+Workers share the cores and the memory: n of them have `cores / n` threads each, and no more
+bandwidth together than all cores have. Messages follow the alpha-beta model of
+`communication.py`; where no link was measured (`scripts/calibrate.py --links`), its usual values on
+loopback count: those of BUILD.md.
+"""
+
+import dataclasses
+
+from tfspeed.costs import communication
+from tfspeed.costs.communication import Link
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.shapes import Shape
+
+COLLECTIVES = Link(1.6e-3, 1e9)  # an all-gather of a few integers between two: 3.2 ms (BUILD.md)
+MESSAGES = Link(8e-5, 3e9)  # of a pipeline's connections (BUILD.md, Dataflow)
+MOST = 64  # texts of a batch, where a crossover is looked for
+CHUNK = 16  # tokens between two gatherings of multi_worker
+
+
+def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
+                 load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
+    """Latencies where each worker generates its share of a batch."""
+    each = dataclasses.replace(load, batch=-(-load.batch // workers))
+    times = predictor.latency(shape, engine, max(1, cores // workers), each)
+    slower = predictor.sharing(cores, workers, shape, engine, each)
+    gather = communication.all_gather(workers, 4 * load.batch * CHUNK).seconds(link)
+    found = {"ttft_s": times["ttft_s"] + gather}
+    steps = load.new_tokens - 1
+    if "tpot_s" in times:
+        found["tpot_s"] = times["tpot_s"] * slower + gather * (-(-steps // CHUNK)) / steps
+    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+
+
+def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
+                    load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
+    """Latencies where each worker has a part of every layer: a sum after each half of a layer."""
+    part = shape.shared_out(workers)
+    times = predictor.latency(part, engine, max(1, cores // workers), load)
+    slower = predictor.sharing(cores, workers, part, engine, load)
+    sums = 2 * len(shape.layers)
+
+    def exchange(rows):
+        return sums * communication.all_reduce(workers, 4 * rows * shape.hidden).seconds(link)
+
+    found = {"ttft_s": times["ttft_s"] + exchange(load.batch * load.prompt_tokens)}
+    if "tpot_s" in times:
+        found["tpot_s"] = times["tpot_s"] * slower + exchange(load.batch)
+    steps = load.new_tokens - 1
+    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+
+
+def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
+             load: Load, link: Link = MESSAGES) -> dict[str, float]:
+    """Latencies of a pipeline of even stages over as many groups of rows: a group is in each.
+
+    A prompt's rows come one after the other: the first leaves after all stages, then one a stage's
+    time. A step of a group takes all stages; as many groups are on their way.
+    """
+    groups = min(workers, load.batch)
+    each = dataclasses.replace(load, batch=-(-load.batch // groups))
+    times = predictor.latency(shape, engine, max(1, cores // workers), each)
+    slower = predictor.sharing(cores, groups, shape, engine, each)
+    row = predictor.latency(shape, engine, max(1, cores // workers),
+                            dataclasses.replace(load, batch=1))["ttft_s"]
+    hop = communication.point_to_point(4 * load.prompt_tokens * shape.hidden).seconds(link)
+    found = {"ttft_s": (load.batch + workers - 1) * (row / workers + hop)}
+    if "tpot_s" in times:
+        hop = communication.point_to_point(4 * each.batch * shape.hidden).seconds(link)
+        found["tpot_s"] = times["tpot_s"] * slower + workers * hop
+    steps = load.new_tokens - 1
+    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+
+
+STRATEGIES = {"multi_worker": multi_worker, "tensor_parallel": tensor_parallel,
+              "dataflow": dataflow}
+
+
+def gain(strategy: str, predictor: Predictor, shape: Shape, engine: str, cores: int,
+         workers: int, load: Load, baseline_threads: int = 0) -> float:
+    """How many times as fast as one worker (on `baseline_threads`; 0: all cores) it would be."""
+    alone = predictor.latency(shape, engine, baseline_threads or cores, load)["e2e_s"]
+    return alone / STRATEGIES[strategy](predictor, shape, engine, cores, workers, load)["e2e_s"]
+
+
+def crossover(strategy: str, predictor: Predictor, shape: Shape, engine: str, cores: int,
+              workers: int, load: Load, baseline_threads: int = 0, most: int = MOST) -> int | None:
+    """The smallest batch from which on it beats one worker; None: none up to `most`."""
+    wins = [gain(strategy, predictor, shape, engine, cores, workers,
+                 dataclasses.replace(load, batch=batch), baseline_threads) > 1
+            for batch in range(1, most + 1)]
+    if not wins[-1]:
+        return None
+    return most - wins[::-1].index(False) + 1 if False in wins else 1

@@ -1,0 +1,149 @@
+"""The job behind `scripts/plan.py`: search, print the Pareto front, draw it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import rich.box
+import rich.console
+import rich.table
+from rich.text import Text
+
+from tfspeed.costs import calibration, formulas, planner, shapes, workers
+from tfspeed.costs.planner import Budget, Point
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.devices import available_cores
+from tfspeed.errors import TfspeedError
+from tfspeed.main_job import check_writable
+from tfspeed.measure import report
+from tfspeed.models.language_model import check_fits
+from tfspeed.models.load import load
+
+_WIDTH = 112  # columns of the table
+
+
+def run(flags) -> int | None:
+    """Does what the flags of `scripts/plan.py` say; returns an exit code."""
+    for name in ("prompt_tokens", "new_tokens", "workers"):
+        if flags[name].value < 1:
+            raise TfspeedError(f"--{name} must be at least 1.", **{name: flags[name].value})
+    for name in ("batch", "threads"):
+        if flags[name].value < 0:
+            raise TfspeedError(f"--{name} must be 0 (searched) or more.",
+                               **{name: flags[name].value})
+    cores = available_cores()
+    if flags.threads > cores or flags.workers > cores:
+        raise TfspeedError("--threads and --workers are at most the cores there are.",
+                           threads=flags.threads, workers=flags.workers, cores=cores)
+    check_writable(flags.picture, "picture")
+    if flags.explain:
+        return formulas.explain(flags.picture)
+    check_writable(flags.output)
+    budget = Budget(flags.ttft_ms, flags.tpot_ms, flags.max_perplexity_increase, flags.ram_gb)
+    rows = [row for path in flags.results for row in report.read_json(path).get("rows", ())]
+    predictor = Predictor(calibration.load())
+    model = load(flags.model)
+    check_fits(model, flags.prompt_tokens, flags.new_tokens)
+    shape = shapes.of(model)
+    loads = [Load(batch, flags.prompt_tokens, flags.new_tokens)
+             for batch in ((flags.batch,) if flags.batch else planner.BATCHES)]
+    known = planner.qualities(rows, model.name)
+    points = planner.search(shape, predictor, known, loads,
+                            [flags.threads] if flags.threads else sorted({1, cores}),
+                            flags.workers, cores)
+    kept = [point for point in points if point.meets(budget)]
+    if not kept:
+        raise planner.why_none(points, budget)
+    front = planner.front(kept)
+    _write(front, flags)
+    _print(front, flags.model, len(points), len(kept))
+    if flags.workers > 1:
+        _say_crossovers(predictor, shape, cores, flags, loads[0])
+    print(f"Points: {flags.output}   Picture: {flags.picture}")
+    return None
+
+
+def _write(front: list[Point], flags) -> None:
+    rows = [{"strategy": p.strategy, "options": dict(p.quality.options),
+             "engine": p.quality.engine, "threads": p.threads, "workers": p.workers,
+             **dataclasses.asdict(p.load), "perplexity_increase": p.quality.increase,
+             "quality_source": p.quality.source, "memory_bytes": p.memory_bytes,
+             "output_tokens_per_s": p.output_tokens_per_s,
+             "predicted": {"ttft_s": p.ttft_s, "tpot_s": p.tpot_s, "e2e_s": p.e2e_s},
+             "command": p.command(flags.model)} for p in front]
+    try:
+        Path(flags.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        Path(flags.picture).write_bytes(picture(front, flags.model))
+    except OSError as error:
+        raise TfspeedError("The plan cannot be written.", output=flags.output,
+                           picture=flags.picture, cause=error.strerror) from error
+
+
+def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title_justify="left",
+                             title=f"{model}: {searched} configurations, {kept} within the "
+                             f"budget, {len(front)} that no other beats; nothing was run")
+    for name in ("", "strategy, engine", "batch", "threads", "TTFT ms", "TPOT ms", "tokens/s",
+                 "perplexity", "GB"):
+        table.add_column(name, justify="left" if name.startswith("s") else "right")
+    for number, p in enumerate(front, 1):
+        increase = p.quality.increase
+        mark = "" if p.quality.source == "measured" else "*"
+        spread = f"{p.workers} x {p.threads}" if p.workers > 1 else str(p.threads)
+        options = "".join(f" {name.partition('_')[2]}={value}" for name, value in
+                          p.quality.options)
+        table.add_row(str(number), Text(f"{p.strategy}{options}, {p.quality.engine}"),
+                      str(p.load.batch), spread, f"{1e3 * p.ttft_s:.0f}",
+                      f"{1e3 * p.tpot_s:.2f}", f"{p.output_tokens_per_s:.0f}",
+                      "not known" if increase is None else f"{100 * increase:+.1f} %{mark}",
+                      f"{p.memory_bytes / 1e9:.2f}")
+    console = rich.console.Console()
+    console = rich.console.Console(width=max(_WIDTH, console.width))
+    console.print(table)
+    if any(p.quality.source != "measured" for p in front):
+        print("* a prior: what it cost SmolLM2-135M (tfspeed/data/quality_priors.json). Measured "
+              "rows take its\n  place: --results=results.json")
+    print("The command of each:")
+    for number, p in enumerate(front, 1):
+        console.print(f"{number:3d} {p.command(model)}", soft_wrap=True, highlight=False,
+                      markup=False)
+
+
+def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
+    """From which batch on so many workers beat one, before anything is run."""
+    number = flags.workers
+    for name in workers.STRATEGIES:
+        engine = "graph" if name == "tensor_parallel" else "fused"
+        said = []
+        for threads, where in ((cores, f"all {cores} cores"), (1, "a single core")):
+            batch = workers.crossover(name, predictor, shape, engine, cores, number, load_,
+                                      threads)
+            said.append((f"from batch {batch} on" if batch else "at no batch up to "
+                         f"{workers.MOST}") + f" one on {where}")
+        print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
+
+
+def picture(front: list[Point], title: str) -> bytes:
+    """A PNG: tokens a second over time per token; color: perplexity."""
+    import io
+
+    import matplotlib
+    matplotlib.use("Agg")  # no display is needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5.5), dpi=120, layout="constrained")
+    losses = [100 * (p.quality.increase or 0.0) for p in front]
+    drawn = axes.scatter([1e3 * p.tpot_s for p in front],
+                         [p.output_tokens_per_s for p in front], c=losses, cmap="viridis", s=42)
+    for number, p in enumerate(front, 1):
+        axes.annotate(f"{number}", (1e3 * p.tpot_s, p.output_tokens_per_s), fontsize=8,
+                      xytext=(5, 3), textcoords="offset points")
+    figure.colorbar(drawn, label="perplexity over the float32 baseline, %")
+    axes.set(xscale="log", yscale="log", xlabel="predicted time per output token, ms",
+             ylabel="predicted output tokens/s, all texts")
+    axes.set_title(f"{title}: the Pareto front (numbers as in the table)", loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    plt.close(figure)
+    return content.getvalue()
