@@ -1,5 +1,6 @@
-"""Runs an application end to end: speech to text, translation.
+"""Runs an application end to end: dialogue, speech to text, translation.
 
+    python scripts/scenario.py --scenario=dialogue --engine=fused:int8
     python scripts/scenario.py --scenario=speech --audio=clips/ --transcripts=clips/transcription
     python scripts/scenario.py --scenario=speech --audio=a.wav,b.wav --language=de --task=translate
     arecord -f S16_LE -r 16000 | python scripts/scenario.py --scenario=speech --audio=stdin

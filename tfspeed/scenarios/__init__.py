@@ -8,6 +8,7 @@ modules import nothing slow before `run`.
 import importlib
 
 SCENARIOS = {
+    "dialogue": "tfspeed.scenarios.dialogue",
     "speech": "tfspeed.scenarios.speech",
     "translation": "tfspeed.scenarios.translation",
 }
