@@ -58,6 +58,11 @@ def create(names: str, options: dict | None = None) -> Strategy:
         raise TfspeedError("One strategy decides what runs where.", strategy=names,
                            hint=f"Keep one of {' and '.join(deploying)}; tensor_parallel goes with "
                                 "mirrored or multi_worker.")
+    spreading = [cls.name for cls in classes if cls.spreads]
+    if len(spreading) > 1:
+        raise TfspeedError("One strategy splits the model: a pipeline takes all workers, and each "
+                           "of them one device.", strategy=names,
+                           hint=f"Keep one of {' and '.join(spreading)}.")
     made = [cls(options.get(name)) for name, cls in zip(parts, classes, strict=True)]
     return made[0] if len(made) == 1 else Composition(made)
 

@@ -32,6 +32,7 @@ class Strategy:
     name = ""
     Options: type = NoOptions
     deploys = False  # whether it decides what runs where: one strategy of a composition can
+    spreads = False  # whether it splits the model itself: one of them can, too
     reads_part = False  # whether it takes weights that are still in their file, and reads its own
 
     def __init__(self, options=None):

@@ -38,6 +38,7 @@ class Dataflow(Strategy):
     name = "dataflow"
     Options = Options
     deploys = True
+    spreads = True
 
     def __init__(self, options=None):
         super().__init__(options)

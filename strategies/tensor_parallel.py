@@ -38,6 +38,7 @@ class Options:
 class TensorParallel(Strategy):
     name = "tensor_parallel"
     Options = Options
+    spreads = True
     reads_part = True
 
     def __init__(self, options=None):

@@ -28,11 +28,6 @@ def member_of(flags, strategy) -> Callable[[], Member] | None:
     """What joins the cluster, where a strategy runs on workers; None where none does."""
     parts = getattr(strategy, "parts", [strategy])
     found = [part for part in parts if part.name in _ON_WORKERS]
-    spread = [part.name for part in parts if part.name in ("dataflow", "tensor_parallel")]
-    if len(spread) > 1:  # others that deploy are refused by `strategies.create`
-        raise TfspeedError("A pipeline takes all workers, and each of them one device.",
-                           strategy=flags.strategy, spread_by=spread,
-                           hint="Name one strategy that spreads the model or the requests.")
     if not found:
         for name in ("workers", "bind", "restarts", "join_timeout"):
             if flags[name].present:
