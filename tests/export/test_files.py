@@ -66,6 +66,22 @@ def test_a_full_disk_leaves_what_was_there(form, tmp_path, monkeypatch):
     assert manifest.path_of(path).read_text() == before
 
 
+def test_no_room_for_the_manifest_leaves_what_was_there(tmp_path, monkeypatch):
+    model = with_tokenizer(tiny_decoder())
+    path = export(model, "tflite", tmp_path, context=40)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest.Path, "write_text", full)
+    for form in ("tflite", "saved_model"):
+        with pytest.raises(TfspeedError, match="No space left"):
+            export(model, form, tmp_path, context=50)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert manifest.read(path)["context"] == 40
+
+
 def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage",
                         lambda _: type("Usage", (), {"free": 1000})())

@@ -107,7 +107,9 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
     try:
-        with files.appearing(target) as beside, saved_model.no_gradients():
+        # The last to be opened gets its name first, and both are whole before either does.
+        with (files.appearing(manifest.path_of(target)) as paper,
+              files.appearing(target) as beside, saved_model.no_gradients()):
             write(beside, model, form, weights, context, bar)
             gc.collect()  # of traced functions, which hold one another
             give_back()
@@ -118,12 +120,12 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
                     found["quality"].pop(name)
             # The files have their last names before they are listed, and lie there last.
             listed = renamed(files.listing(beside), beside.name, target.name)
-        record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
-                  "context": context, "parameters": model.parameters, "files": listed, **found,
-                  "notes": [*model.notes, *report(), *([note] if note else []),
-                            *(litertlm.notes(model.config, context) if form == "litertlm"
-                              else [])]}
-        manifest.write(target, record)
+            record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
+                      "context": context, "parameters": model.parameters, "files": listed, **found,
+                      "notes": [*model.notes, *report(), *([note] if note else []),
+                                *(litertlm.notes(model.config, context) if form == "litertlm"
+                                  else [])]}
+            manifest.write(paper, target.name, record)
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("The artifact could not be written; nothing of it was left.",
                            path=str(target), cause=getattr(error, "strerror", None)
