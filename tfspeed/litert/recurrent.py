@@ -43,6 +43,8 @@ def pack_recurrent(model: Recurrent, formats: Formats) -> PackedRecurrent:
         bits, block = formats.of(name)
         return pack(name, values, bits, fitting(block, values.shape[1]))
 
+    formats.check(["embedding", "head", *(f"{layer.name}/{name}" for layer in model.layers_
+                                          for name in ("kernel", "recurrent_kernel"))])
     table = model.embedding
     embedding = integers(table, "embedding") if isinstance(table, PackedEmbedding) else None
     kept = embedding is not None  # in the integers that a strategy has made
