@@ -111,12 +111,13 @@ def test_an_artifact_that_is_there_already_is_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_folder_in_the_place_of_a_file(tmp_path):
-    (tmp_path / "tiny-float32.tflite" / "kept").mkdir(parents=True)
+@pytest.mark.parametrize("name", ["tiny-float32.tflite", "tiny-float32.tflite.manifest.json"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name / "kept").mkdir(parents=True)
     with pytest.raises(TfspeedError, match="could not be written"):
         export(with_tokenizer(tiny_decoder()), "tflite", tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny-float32.tflite"]
-    assert (tmp_path / "tiny-float32.tflite" / "kept").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "kept").is_dir()
 
 
 def test_a_folder_is_put_back_when_its_heir_fails(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The job behind `scripts/export.py`: load, change, write, run what was written, record it."""
 
 import contextlib
+import errno
 import gc
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +43,8 @@ _CONTEXT = 1024
 def run(flags) -> int | None:
     """Does what the flags of `scripts/export.py` say; returns an exit code."""
     if flags.verify is not None:
-        others = [name for name in ("format", "out", "weights", "context") if flags[name].present]
+        others = [name for name in ("format", "out", "weights", "context", "eval_text", "model",
+                                    "strategy", "calibration") if flags[name].present]
         if others:
             raise TfspeedError("--verify takes no other flags.", given=others)
         return verify.run(flags.verify)
@@ -107,6 +110,8 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
     try:
+        if manifest.path_of(target).is_dir():  # the artifact would have its name already
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         # The last to be opened gets its name first, and both are whole before either does.
         with (files.appearing(manifest.path_of(target)) as paper,
               files.appearing(target) as beside, saved_model.no_gradients()):
