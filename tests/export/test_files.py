@@ -1,6 +1,8 @@
 """Artifacts appear whole or not at all; ten exports take no more memory than three."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from tests.conftest import tiny_decoder
 from tests.export.conftest import export, with_tokenizer
 from tfspeed.errors import TfspeedError
 from tfspeed.export import manifest
-from tfspeed.export.files import appearing, check_folder, file_name
+from tfspeed.export.files import appearing, check_folder, ended_by_sigterm, file_name
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own: what other tests left behind must not count.
@@ -100,6 +102,16 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             export(with_tokenizer(tiny_decoder()), form, tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfspeed.export.evidence.measure",
+                        lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), ended_by_sigterm():
+        export(with_tokenizer(tiny_decoder()), "litertlm", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_artifact_that_is_there_already_is_replaced(tmp_path):
