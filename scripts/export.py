@@ -32,8 +32,9 @@ flags.DEFINE_string("verify", None, "an artifact to compare with its manifest")
 
 
 def run():
-    from tfspeed.export import job
-    return job.run(FLAGS)
+    from tfspeed.export import files, job
+    with files.ended_by_sigterm():
+        return job.run(FLAGS)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def find(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
         raise TfspeedError(
             "--strategy must be one strategy, or several joined by '+'.", strategy=name,
-            hint=f"Known: {', '.join(STRATEGIES)}; `--strategy=list` describes them.")
+            hint=f"Known: {', '.join(STRATEGIES)}; `scripts/run.py --strategy=list` describes "
+                 "them.")
     module, _, attribute = STRATEGIES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

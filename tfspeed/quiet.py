@@ -1,4 +1,4 @@
-"""Keeps what native libraries write to stderr off the screen."""
+"""Keeps what libraries write to stderr off the screen."""
 
 import contextlib
 import os
@@ -22,3 +22,15 @@ def captured_stderr():
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextlib.contextmanager
+def without_warnings():
+    """Lets errors through only, of what TensorFlow's Python side logs."""
+    from absl import logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

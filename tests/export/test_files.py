@@ -1,6 +1,8 @@
 """Artifacts appear whole or not at all; ten exports take no more memory than three."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from tests.conftest import tiny_decoder
 from tests.export.conftest import export, with_tokenizer
 from tfspeed.errors import TfspeedError
 from tfspeed.export import manifest
-from tfspeed.export.files import appearing, check_folder, file_name
+from tfspeed.export.files import appearing, check_folder, ended_by_sigterm, file_name
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own: what other tests left behind must not count.
@@ -66,6 +68,22 @@ def test_a_full_disk_leaves_what_was_there(form, tmp_path, monkeypatch):
     assert manifest.path_of(path).read_text() == before
 
 
+def test_no_room_for_the_manifest_leaves_what_was_there(tmp_path, monkeypatch):
+    model = with_tokenizer(tiny_decoder())
+    path = export(model, "tflite", tmp_path, context=40)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest.Path, "write_text", full)
+    for form in ("tflite", "saved_model"):
+        with pytest.raises(TfspeedError, match="No space left"):
+            export(model, form, tmp_path, context=50)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert manifest.read(path)["context"] == 40
+
+
 def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage",
                         lambda _: type("Usage", (), {"free": 1000})())
@@ -86,6 +104,16 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfspeed.export.evidence.measure",
+                        lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), ended_by_sigterm():
+        export(with_tokenizer(tiny_decoder()), "litertlm", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_an_artifact_that_is_there_already_is_replaced(tmp_path):
     model = with_tokenizer(tiny_decoder())
     for form in ("tflite", "saved_model"):
@@ -95,12 +123,13 @@ def test_an_artifact_that_is_there_already_is_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_folder_in_the_place_of_a_file(tmp_path):
-    (tmp_path / "tiny-float32.tflite" / "kept").mkdir(parents=True)
+@pytest.mark.parametrize("name", ["tiny-float32.tflite", "tiny-float32.tflite.manifest.json"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name / "kept").mkdir(parents=True)
     with pytest.raises(TfspeedError, match="could not be written"):
         export(with_tokenizer(tiny_decoder()), "tflite", tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny-float32.tflite"]
-    assert (tmp_path / "tiny-float32.tflite" / "kept").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "kept").is_dir()
 
 
 def test_a_folder_is_put_back_when_its_heir_fails(tmp_path, monkeypatch):

@@ -167,6 +167,10 @@ def test_a_cache_that_was_outgrown_is_let_go(monkeypatch):
     (session,) = engine._sessions.values()
     assert list(session._caches) == [64]
     assert len(session.program._bound) == 1
+    for length, size in ((5, 16), (50, 64), (20, 32)):  # a longer prompt too, not only new tokens
+        session.begin(np.ones((1, length), np.int32), np.zeros(1, np.int32))
+        assert list(session._caches) == [size]
+        assert len(session.program._bound) == 1
 
 
 def test_a_forked_process_makes_its_own_threads():

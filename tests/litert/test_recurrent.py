@@ -63,3 +63,8 @@ def test_a_layer_without_a_form_is_named():
     model.layers_[0] = layer
     with pytest.raises(TfspeedError, match="layer='gru_0', type='GRU'"):
         create("litert", RecurrentModel("odd", model))
+
+
+def test_an_odd_width_has_eight_bits_where_four_are_asked_for():
+    model = Recurrent(64, 15, cell="gru")
+    assert {w.type for w in pack_recurrent(model, Formats("int4")).weights} == {"INT8"}

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from tests.conftest import tiny_decoder, tiny_recurrent
+from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.gptq import pack_int4
@@ -82,3 +84,17 @@ def test_formats_by_name():
 def test_bad_formats(spelled, words):
     with pytest.raises(TfspeedError, match=words):
         Formats(spelled)
+
+
+def test_a_pattern_that_no_name_has_is_refused():
+    names = ["embedding", "head", "block_0/mlp/up"]
+    Formats("int4,mlp=int8,^head$=float32").check(names)
+    with pytest.raises(TfspeedError, match=r"layer='haed=int4'.*block_0/mlp/up"):
+        Formats("int8,mlp=int4,haed=int4").check(names)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "gru"])
+def test_an_engine_refuses_a_layer_that_its_model_lacks(kind):
+    model = tiny_decoder() if kind == "decoder" else tiny_recurrent(kind)
+    with pytest.raises(TfspeedError, match=r"layer='block_9=int4'.*Names are embedding, head"):
+        create("litert:int8,block_9=int4", model)

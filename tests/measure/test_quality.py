@@ -85,3 +85,11 @@ def test_windows_are_contiguous_and_do_not_overlap():
     assert text_windows(np.arange(100), 10, 3).shape == (3, 10)
     with pytest.raises(TfspeedError, match="tokens=9"):
         text_windows(np.arange(9), 10, 1)
+
+
+def test_the_likeliest_token_is_that_of_the_logits():
+    """A softmax rounds these two to one value, and the first would be the likeliest."""
+    near, other = np.zeros((1, 3, 8), np.float32), np.zeros((1, 3, 8), np.float32)
+    near[..., 5], other[..., 0] = 1e-9, 1e-9
+    windows = np.zeros((1, 3), np.int32)
+    assert compare(lambda _: near, lambda _: other, windows)["top1_agreement"] == 0

@@ -241,3 +241,8 @@ def test_litert_in_integers_and_what_it_refuses():
     assert (made >= 60).all()
     with pytest.raises(TfspeedError, match="Relative positions"):
         create("litert", tiny("t5"))
+    for layer in ("haed", "block_77"):
+        with pytest.raises(TfspeedError, match=f"layer='{layer}=int4'"):
+            create(f"litert:int8,{layer}=int4", model)
+    for layer in ("convolution_1", "encoder.*up", "cross/query", "^head"):
+        create(f"litert:int8,{layer}=float16", model)

@@ -95,6 +95,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         "--verify=": "--verify must",
         "--verify=a.tflite": "no .tflite file",
         "--verify=a.tflite --format=tflite": "given=['format']",
+        "--verify=a.tflite --model=glassllm --eval_text=file": "given=['eval_text', 'model']",
     }
     if not importlib.util.find_spec("glassllm"):
         cases = {flags: words for flags, words in cases.items() if "glassllm" not in flags}

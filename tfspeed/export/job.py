@@ -1,7 +1,9 @@
 """The job behind `scripts/export.py`: load, change, write, run what was written, record it."""
 
 import contextlib
+import errno
 import gc
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +43,8 @@ _CONTEXT = 1024
 def run(flags) -> int | None:
     """Does what the flags of `scripts/export.py` say; returns an exit code."""
     if flags.verify is not None:
-        others = [name for name in ("format", "out", "weights", "context") if flags[name].present]
+        others = [name for name in ("format", "out", "weights", "context", "eval_text", "model",
+                                    "strategy", "calibration") if flags[name].present]
         if others:
             raise TfspeedError("--verify takes no other flags.", given=others)
         return verify.run(flags.verify)
@@ -107,7 +110,11 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
     shown = "" if strategy == "baseline" else strategy
     target = out / (files.file_name(model.name, shown, weights) + _SUFFIX[form])
     try:
-        with files.appearing(target) as beside, saved_model.no_gradients():
+        if manifest.path_of(target).is_dir():  # the artifact would have its name already
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # The last to be opened gets its name first, and both are whole before either does.
+        with (files.appearing(manifest.path_of(target)) as paper,
+              files.appearing(target) as beside, saved_model.no_gradients()):
             write(beside, model, form, weights, context, bar)
             gc.collect()  # of traced functions, which hold one another
             give_back()
@@ -118,12 +125,12 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
                     found["quality"].pop(name)
             # The files have their last names before they are listed, and lie there last.
             listed = renamed(files.listing(beside), beside.name, target.name)
-        record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
-                  "context": context, "parameters": model.parameters, "files": listed, **found,
-                  "notes": [*model.notes, *report(), *([note] if note else []),
-                            *(litertlm.notes(model.config, context) if form == "litertlm"
-                              else [])]}
-        manifest.write(target, record)
+            record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
+                      "context": context, "parameters": model.parameters, "files": listed, **found,
+                      "notes": [*model.notes, *report(), *([note] if note else []),
+                                *(litertlm.notes(model.config, context) if form == "litertlm"
+                                  else [])]}
+            manifest.write(paper, target.name, record)
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("The artifact could not be written; nothing of it was left.",
                            path=str(target), cause=getattr(error, "strerror", None)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from tfspeed.errors import TfspeedError
-from tfspeed.export.files import appearing
 from tfspeed.measure.environment import environment
 from tfspeed.measure.metrics import finite
 
@@ -21,17 +20,14 @@ def path_of(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name}.manifest.json")
 
 
-def write(artifact: Path, record: dict) -> Path:
-    """Writes the manifest, whole or not at all; says where."""
-    path = path_of(artifact)
+def write(path: Path, artifact: str, record: dict) -> None:
+    """Writes the manifest of the artifact called so."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     command = shlex.join(["python", *sys.argv])
-    text = json.dumps({"manifest_version": _VERSION, "artifact": artifact.name, **finite(record),
+    text = json.dumps({"manifest_version": _VERSION, "artifact": artifact, **finite(record),
                        "command": command, "environment": environment() | versions},
                       indent=1, ensure_ascii=False)
-    with appearing(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
-    return path
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read(artifact: Path) -> dict:

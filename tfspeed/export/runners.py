@@ -11,6 +11,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.export import tflite
 from tfspeed.litert.runtime import Buffers, Program
 from tfspeed.models.load import load
+from tfspeed.quiet import without_warnings
 
 
 class TfliteRunner:
@@ -87,7 +88,8 @@ class SavedModelRunner:
 
     def __init__(self, path: Path):
         try:
-            self._loaded = tf.saved_model.load(str(path))
+            with without_warnings():  # of gradients, which were left out on purpose
+                self._loaded = tf.saved_model.load(str(path))
             self._call = {name: self._loaded.signatures[name] for name in (
                 "serving_default", "initial_state", "prefill", "decode")}
         except Exception as error:  # TensorFlow raises whatever a broken file leads to

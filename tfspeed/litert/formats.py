@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from tfspeed.errors import TfspeedError
 
 _NAMED = {"float32": (32, 0), "float16": (16, 0), "int8": (8, 0), "int4": (4, 32),
           "int4_32": (4, 32), "int4_64": (4, 64), "int4_128": (4, 128), "int4_channel": (4, 0)}
+_SHOWN = 7  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,15 @@ class Formats:
     def of(self, name: str) -> tuple[int, int]:
         """Bits and block of the matrix called `name`."""
         return [form for pattern, form in self._rules() if pattern.search(name)][-1]
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses a pattern that is found in none of a model's names."""
+        for spelled in self.spelled.split(",")[1:]:
+            pattern = re.compile(spelled.partition("=")[0])
+            if not any(map(pattern.search, names)):
+                raise TfspeedError("A layer's format is given as pattern=format, and the pattern "
+                                   "must be found in a name.", layer=spelled,
+                                   hint=f"Names are {', '.join(names[:_SHOWN])} and so on.")
 
     @property
     def quantized(self) -> bool:

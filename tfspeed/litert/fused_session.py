@@ -125,9 +125,9 @@ class FusedSession:
 
     def _bind(self) -> None:
         """Memory for the cache of this size; the other arrays serve all sizes."""
-        for size in self._caches:
-            if size > self._size:  # of a longer text before; a smaller one is copied first
-                self.program.release(self.sizes.index(size))
+        for size in self._caches:  # of a text before, or what `_grow` copies
+            self.program.release(self.sizes.index(size))
+        self._caches = {}
         shape, dtype = self._cache_type(self._size)
         self._caches = {self._size: aligned(shape, dtype)}
         cache = self._caches[self._size]
@@ -147,4 +147,3 @@ class FusedSession:
         # Slots of one head lie behind each other, in keys and in values.
         flat = old.reshape(*old.shape[:4], -1)
         new.reshape(*new.shape[:4], -1)[..., :flat.shape[-1]] = flat
-        self.program.release(self.sizes.index(self._size) - 1)

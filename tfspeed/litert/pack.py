@@ -163,6 +163,9 @@ class Packer:
         return table if floating else packed_matrix("embedding", table, self.formats)
 
     def _check(self):
+        self.formats.check(["embedding", "head", "cache", *(
+            f"{block.name}/{part}" for block in self.decoder.blocks for part in (
+                "attention/query_key_value", "attention/out", "mlp/up", "mlp/down"))])
         for block in self.decoder.blocks:
             for layer, kind in ((block, Block), (block.attention, Attention), (block.mlp, MLP)):
                 if type(layer) is not kind:

@@ -77,6 +77,12 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
         if type(block) is not EncoderDecoderBlock or (
                 block.crosses and type(block.cross) is not CrossAttention):
             raise _unsupported(block)
+    formats.check(["embedding", "head", *(
+        f"{block.name}/{part}" for block in (*model.encoder, *model.decoder) for part in (
+            "attention/query_key_value", "attention/out", "mlp/up", "mlp/down",
+            *(("cross/query", "cross/key_value", "cross/out") if block.crosses else ()))),
+        *(f"convolution_{i}" for i in range(
+            len(model.convolutions) if c.source == "audio" else 0))])
 
     def product(name, layer, scale=None):
         if (type(layer) not in dense.KINDS or layer.activation is not keras.activations.linear):

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.dense import integers
+from tfspeed.litert.dense import integers, packed_matrix
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.pack import Product
-from tfspeed.litert.weights import Weight, fitting, pack
+from tfspeed.litert.weights import Weight
 from tfspeed.models.packed import PackedEmbedding
 from tfspeed.models.recurrent import CELLS, Recurrent
 
@@ -39,10 +39,10 @@ class PackedRecurrent:
 def pack_recurrent(model: Recurrent, formats: Formats) -> PackedRecurrent:
     """Rounds every matrix as it is: states lie in (-1, 1), no channel stands out."""
     def matrix(name, variable):
-        values = _array(variable)
-        bits, block = formats.of(name)
-        return pack(name, values, bits, fitting(block, values.shape[1]))
+        return packed_matrix(name, _array(variable), formats)
 
+    formats.check(["embedding", "head", *(f"{layer.name}/{name}" for layer in model.layers_
+                                          for name in ("kernel", "recurrent_kernel"))])
     table = model.embedding
     embedding = integers(table, "embedding") if isinstance(table, PackedEmbedding) else None
     kept = embedding is not None  # in the integers that a strategy has made

@@ -106,13 +106,14 @@ def _compared(reference, logits, tokens):
         reference, logits: `[tokens, vocabulary]`, what predicted each.
         tokens: int32 `[tokens]`.
     """
-    p = tf.nn.log_softmax(tf.cast(reference, tf.float32))
-    q = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    reference, logits = (tf.cast(some, tf.float32) for some in (reference, logits))
+    p, q = tf.nn.log_softmax(reference), tf.nn.log_softmax(logits)
     targets = tokens[:, None]
     losses = [-tf.gather(p, targets, batch_dims=1)[:, 0],
               -tf.gather(q, targets, batch_dims=1)[:, 0]]
     parts = (tf.reduce_sum(tf.exp(p) * (p - q), axis=-1),
-             tf.cast(tf.argmax(p, axis=-1) == tf.argmax(q, axis=-1), tf.float32))
+             # Of the logits: their softmax rounds close ones to one value.
+             tf.cast(tf.argmax(reference, axis=-1) == tf.argmax(logits, axis=-1), tf.float32))
     return tf.stack(losses), tf.stack([tf.reduce_sum(tf.cast(part, tf.float64))
                                        for part in parts])
 
