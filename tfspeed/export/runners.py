@@ -82,6 +82,14 @@ class TfliteRunner:
         self._program.close()
 
 
+def of_tflite(path: Path):
+    """What runs a `.tflite` file of ours."""
+    if "source" not in tflite.description(path):
+        return TfliteRunner(path)
+    from tfspeed.export.seq2seq import Seq2SeqRunner
+    return Seq2SeqRunner(path)
+
+
 class SavedModelRunner:
     """A SavedModel folder that `saved_model.write` made; TensorFlow alone would do."""
 

@@ -102,7 +102,7 @@ def opened(path: Path, form: str):
             runner = runners.KerasRunner(path)
         else:
             file = stack.enter_context(litertlm.model_file(path)) if form == "litertlm" else path
-            runner = runners.TfliteRunner(file)
+            runner = runners.of_tflite(file)
         stack.callback(runner.close)
         yield runner
 
