@@ -121,9 +121,10 @@ class EncoderDecoderModel(LanguageModel):
     def _without(self, logits, ids):
         if not ids:
             return logits
-        mask = np.zeros(self.vocabulary_size, np.float32)
-        mask[sorted(ids)] = MASKED
-        return logits + mask
+        never = np.zeros(self.vocabulary_size, bool)
+        never[sorted(ids)] = True
+        # Chosen, not added: XLA makes one loop of a product and a sum, thirty times as slow.
+        return tf.where(never, MASKED, logits)
 
     def score(self, tokens):
         return self.keras_model.score(tokens, self._source_of(tokens))
