@@ -13,7 +13,7 @@ from tfspeed.models.load import load
 TEXT = "w1 w2 w3 w4 w5 w6 w7 w8 " * 40
 
 
-@pytest.mark.parametrize("shape", ["whisper", "bart"])
+@pytest.mark.parametrize("shape", ["whisper", pytest.param("bart", marks=pytest.mark.slow)])
 def test_a_file_computes_what_the_model_does(tmp_path, shape):
     model = tiny(shape)
     if shape == "whisper":
@@ -48,7 +48,7 @@ def test_what_strategies_made_is_in_the_file(tmp_path):
     plain, path = (job.export(one, model, "tflite", "float32", None, tmp_path, TEXT, Progress(),
                               name) for one, name in ((model, "baseline"), (changed, "quantize")))
     saved = model.weights_bytes - changed.weights_bytes
-    assert plain.stat().st_size - path.stat().st_size > 0.8 * saved > 20_000
+    assert plain.stat().st_size - path.stat().st_size > 0.4 * saved > 10_000
     assert "perplexity" not in manifest.read(path)["quality"]  # no tokenizer
 
 

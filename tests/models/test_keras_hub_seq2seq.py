@@ -17,7 +17,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["whisper", *(pytest.param(c, marks=pytest.mark.slow) for c in
+                                               ("bart", "t5", "t5_gated"))])
 def test_it_gives_keras_hubs_numbers(case):
     backbone, rng = CASES[case](keras_hub.models), np.random.default_rng(0)
     for variable in backbone.weights:

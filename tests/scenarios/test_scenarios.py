@@ -40,6 +40,9 @@ def made(tmp_path_factory):
     calls = {
         "speech": [*speech, "--audio=clips", "--transcripts=said", "--no_speech_threshold=1",
                    "--repetitions=2", "--chunk_s=0.5", "--output=speech.json"],
+        "calibrated": [*speech, "--audio=clips/one.wav", "--calibration=clips",
+                       "--strategy=low_rank", "--repetitions=1", "--stream=false",
+                       "--output=calibrated.json"],
         "texts": [*text, "--pairs=pairs.tsv", "--output=texts.json"],
         "translated": [*speech, "--scenario=translation", "--audio=clips/one.wav", "--language=de",
                        "--transcripts=said", "--output=translated.json"],
@@ -78,6 +81,12 @@ def test_speech(made):
                                     if "stream" in c)
     assert found["first_partial_s"]["median"] > 0.5
     assert "one.wav: " + clips["one"]["text"] in made[0]["speech"][1]
+
+
+def test_strategies_calibrate_on_sounds(made):
+    found = row(made, "calibrated")
+    assert found["strategy"] == "low_rank"
+    assert any("two thin products" in line for line in found["changes"])
 
 
 def test_translations(made):

@@ -9,6 +9,7 @@ from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 
 PROMPTS = [[5, 9, 2], [7]]
+SLOW = pytest.mark.slow
 EXACT = ["baseline", "mirrored"]
 WORKS = ["bfloat16", "cluster", "float16", "keras_quantize", "low_rank", "prune", "quantize"]
 REFUSED = {"dataflow": "decoder", "distill": "", "multi_worker": "", "prune_structured": "",
@@ -32,12 +33,13 @@ def test_all_are_told_of():
     assert {*EXACT, *WORKS, *REFUSED} == set(strategies.STRATEGIES)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", ["baseline", pytest.param("mirrored", marks=SLOW)])
 def test_exact_ones_give_the_same_tokens(name):
     np.testing.assert_array_equal(tokens(applied(name)[1]), tokens(tiny("whisper")))
 
 
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in WORKS
+                                                if n != "quantize")])
 def test_others_change_the_weights_and_run(name):
     strategy, model = applied(name)
     assert tokens(model).shape == (2, 5)
@@ -48,7 +50,8 @@ def test_others_change_the_weights_and_run(name):
     assert strategy.report()
 
 
-@pytest.mark.parametrize("name", ["quantize", "low_rank", "prune"])
+@pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in
+                                                ("low_rank", "prune"))])
 def test_litert_takes_what_they_made(name):
     _, model = applied(name)
     near, exact = create("litert", model), create("graph", model)
@@ -58,7 +61,8 @@ def test_litert_takes_what_they_made(name):
     assert np.abs(have - want).max() < 0.2 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", ["distill", *(pytest.param(n, marks=SLOW) for n in REFUSED
+                                               if n != "distill")])
 def test_the_rest_says_why(name):
     with pytest.raises(TfspeedError):
         tokens(applied(name)[1])

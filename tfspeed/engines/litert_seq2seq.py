@@ -50,7 +50,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
 
     def step_bytes(self, batch, context):
         c = self.config
-        return self._packed.step_bytes + c.cache_bytes(batch, context, c.source_length, 4)
+        return self._packed.step_bytes + c.attended_bytes(batch, context, c.source_length, 4)
 
     def encode(self, source):
         source = self.model.checked_source(source)
