@@ -17,7 +17,7 @@ from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
 from tfspeed.models.load import load
-from tfspeed.scenarios import pairs, speech_job, speech_peers
+from tfspeed.scenarios import job, pairs, speech_job, speech_peers
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,6 @@ def made(tmp_path_factory):
     calls = {
         "speech": [*speech, "--audio=clips", "--transcripts=said", "--no_speech_threshold=1",
                    "--repetitions=2", "--chunk_s=0.5", "--output=speech.json"],
-        "calibrated": [*speech, "--audio=clips/one.wav", "--calibration=clips",
-                       "--strategy=low_rank", "--repetitions=1", "--stream=false",
-                       "--output=calibrated.json"],
         "texts": [*text, "--pairs=pairs.tsv", "--output=texts.json"],
         "translated": [*speech, "--scenario=translation", "--audio=clips/one.wav", "--language=de",
                        "--transcripts=said", "--output=translated.json"],
@@ -83,10 +80,18 @@ def test_speech(made):
     assert "one.wav: " + clips["one"]["text"] in made[0]["speech"][1]
 
 
-def test_strategies_calibrate_on_sounds(made):
-    found = row(made, "calibrated")
-    assert found["strategy"] == "low_rank"
-    assert any("two thin products" in line for line in found["changes"])
+def test_strategies_calibrate_on_sounds(tmp_path):
+    model = tiny("whisper", source_length=60)
+    for i, hertz in enumerate((300, 900)):
+        written(tmp_path / f"{i}.wav", tone(16000, hertz=hertz))
+    paths = job.calibration_sounds(str(tmp_path))
+    model.heard = job.heard(model, paths)
+    assert model.heard.shape == (2, 120, 8)
+    turns = np.concatenate([model.default_source(2), model.default_source(1)])
+    np.testing.assert_array_equal(turns, model.heard[[0, 1, 0]])
+    assert job.calibration_sounds("a_text.txt") == job.calibration_sounds(None) == []
+    with pytest.raises(TfspeedError, match="text for this model"):
+        job.heard(tiny("t5"), paths)
 
 
 def test_translations(made):
