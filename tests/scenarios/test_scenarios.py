@@ -1,5 +1,6 @@
 """The scenarios' script: rows, texts, mistakes."""
 
+import io
 import json
 import sys
 import types
@@ -188,3 +189,25 @@ def test_peers_that_cannot_be_asked(changes, words):
                                   | changes)
     with pytest.raises(TfspeedError, match=words):
         speech_peers.asked(flags)
+
+
+def test_standard_input_is_heard_while_it_comes(tmp_path, monkeypatch, capsys):
+    save_ctranslate2(tiny("whisper", source_length=60), tmp_path / "tiny")
+    path = written(tmp_path / "a.wav", 0.3 * np.random.default_rng(0).normal(size=16000 * 2))
+    made = Transcriber(create("litert", load(tmp_path / "tiny")),
+                       Options(no_speech_threshold=1.0, new_tokens=4))
+
+    def said(raw):
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(raw)))
+        return speech_job.listen(made, 1.0)
+
+    row = said(path.read_bytes())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines] == ["~0", "~1", "=2"]
+    assert lines[-1].endswith(row["text"])
+    assert row["audio_s"] == pytest.approx(2)
+    assert row["partials"] == 3
+    for raw, words in ((b"", "no WAV"), (b"not a sound", "no WAV"),
+                       (written(path, []).read_bytes(), "Nothing was heard")):
+        with pytest.raises(TfspeedError, match=words):
+            said(raw)
