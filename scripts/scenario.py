@@ -23,7 +23,8 @@ from tfspeed.scenarios import SCENARIOS, module_of
 FLAGS = flags.FLAGS
 _SHARED = {"module_name": sys.argv[0]}
 flags.DEFINE_enum("scenario", "speech", list(SCENARIOS), "what is done", **_SHARED)
-flags.DEFINE_string("engine", "xla", "how a step is executed, see scripts/run.py", **_SHARED)
+flags.DEFINE_string("engine", "litert:int8", "how a step is executed, see scripts/run.py",
+                    **_SHARED)
 flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **_SHARED)
 flags.DEFINE_string("output", "results.json", "where the row is written", **_SHARED)
 cli.define_model_flags()

@@ -92,6 +92,9 @@ class Distill(Strategy):
         return gate.INT8  # what it follows says its own
 
     def apply(self, model, data=None):
+        if model.reads_source:
+            raise TfspeedError("distill trains on text alone, and this model reads a source too.",
+                               model=model.name, hint="Leave distill out.")
         student, teacher = copying.copied(model), self._teacher(model)
         o = self.options
         if o.data == "self":

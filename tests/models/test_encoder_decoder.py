@@ -21,6 +21,8 @@ from tfspeed.models.load import load
 from tfspeed.models.whisper_tokens import WhisperTokens
 
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6]]
+SLOW = pytest.mark.slow
+EVERY = ["whisper", "t5", *(pytest.param(name, marks=SLOW) for name in ("bart", "t5_gated"))]
 
 
 def generated(engine, prompts, source, new_tokens=6, stop=()):
@@ -38,7 +40,7 @@ def by_scoring(model, prompt, source, new_tokens=6):
     return tokens[len(prompt):]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", EVERY)
 def test_the_cache_changes_nothing(shape):
     model = tiny(shape)
     source, engine = sources(model), create("graph", model)
@@ -53,6 +55,7 @@ def test_the_cache_changes_nothing(shape):
     assert (other != together).any()
 
 
+@SLOW
 def test_xla_gives_the_tokens_of_graph():
     model = tiny("whisper")
     source = sources(model)
@@ -107,7 +110,7 @@ def test_hugging_face_folders(tmp_path, shape):
         assert loaded.tokenizer.eos_ids == (55,)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=SLOW)])
 def test_ctranslate2_folders(tmp_path, dtype):
     model = tiny("whisper")
     for variable in model.keras_model.weights:
@@ -171,7 +174,7 @@ def test_a_folder_that_lacks_or_exceeds_is_refused(tmp_path):
             load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("shape", ["whisper", "bart"])
+@pytest.mark.parametrize("shape", ["whisper", pytest.param("bart", marks=SLOW)])
 def test_a_keras_file_brings_it_back(tmp_path, shape):
     model = tiny(shape, suppressed=(3, 4))
     model.keras_model.save(tmp_path / "m.keras")
@@ -201,6 +204,7 @@ def test_bad_sources_are_refused():
         EncoderDecoderConfig(**tiny("t5").config.to_dict() | {"num_heads": 0})
 
 
+@SLOW
 def test_low_precision():
     model = tiny("whisper")
     source = sources(model)
@@ -210,7 +214,7 @@ def test_low_precision():
     assert made.shape == (3, 2)
 
 
-@pytest.mark.parametrize("shape", ["whisper", "bart"])
+@pytest.mark.parametrize("shape", ["whisper", pytest.param("bart", marks=SLOW)])
 def test_litert_gives_the_tokens_of_graph(shape):
     model = tiny(shape)
     source, litert, graph = sources(model), create("litert", model), create("graph", model)
@@ -246,3 +250,14 @@ def test_litert_in_integers_and_what_it_refuses():
             create(f"litert:int8,{layer}=int4", model)
     for layer in ("convolution_1", "encoder.*up", "cross/query", "^head"):
         create(f"litert:int8,{layer}=float16", model)
+
+
+def test_a_server_and_drafts_say_why_not():
+    from tfspeed.serving import backend
+
+    for engine in ("graph", "fused"):
+        with pytest.raises(TfspeedError):
+            backend.create(engine, tiny("whisper"))
+    model = tiny("whisper")
+    assert create("litert", model).step_bytes(1, 10) > 0
+    assert model.step_bytes(1, 10) < model.weights_bytes + 10**6

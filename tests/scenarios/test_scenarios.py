@@ -1,5 +1,6 @@
 """The scenarios' script: rows, texts, mistakes."""
 
+import io
 import json
 import sys
 import types
@@ -17,7 +18,7 @@ from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
 from tfspeed.models.load import load
-from tfspeed.scenarios import pairs, speech_job, speech_peers
+from tfspeed.scenarios import job, pairs, speech_job, speech_peers
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,20 @@ def test_speech(made):
                                     if "stream" in c)
     assert found["first_partial_s"]["median"] > 0.5
     assert "one.wav: " + clips["one"]["text"] in made[0]["speech"][1]
+
+
+def test_strategies_calibrate_on_sounds(tmp_path):
+    model = tiny("whisper", source_length=60)
+    for i, hertz in enumerate((300, 900)):
+        written(tmp_path / f"{i}.wav", tone(16000, hertz=hertz))
+    paths = job.calibration_sounds(str(tmp_path))
+    model.heard = job.heard(model, paths)
+    assert model.heard.shape == (2, 120, 8)
+    turns = np.concatenate([model.default_source(2), model.default_source(1)])
+    np.testing.assert_array_equal(turns, model.heard[[0, 1, 0]])
+    assert job.calibration_sounds("a_text.txt") == job.calibration_sounds(None) == []
+    with pytest.raises(TfspeedError, match="text for this model"):
+        job.heard(tiny("t5"), paths)
 
 
 def test_translations(made):
@@ -142,7 +157,7 @@ print(json.dumps({"load_s": 1.0, "type": "int8", "version": "fake"}), flush=True
 for line in sys.stdin:
     request = json.loads(line)
     assert np.load(request["frames"]).shape == (1, 8, 120)
-    print(json.dumps({"encode_s": 60.0, "decode_s": 40.0, "tokens": request["prompt"][:1] + [1, 2]}),
+    print(json.dumps({"encode_s": 60.0, "decode_s": 40.0, "tokens": [56, 1, 2]}),
           flush=True)
 """
 
@@ -174,3 +189,25 @@ def test_peers_that_cannot_be_asked(changes, words):
                                   | changes)
     with pytest.raises(TfspeedError, match=words):
         speech_peers.asked(flags)
+
+
+def test_standard_input_is_heard_while_it_comes(tmp_path, monkeypatch, capsys):
+    save_ctranslate2(tiny("whisper", source_length=60), tmp_path / "tiny")
+    path = written(tmp_path / "a.wav", 0.3 * np.random.default_rng(0).normal(size=16000 * 2))
+    made = Transcriber(create("litert", load(tmp_path / "tiny")),
+                       Options(no_speech_threshold=1.0, new_tokens=4))
+
+    def said(raw):
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(raw)))
+        return speech_job.listen(made, 1.0)
+
+    row = said(path.read_bytes())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines] == ["~0", "~1", "=2"]
+    assert lines[-1].endswith(row["text"])
+    assert row["audio_s"] == pytest.approx(2)
+    assert row["partials"] == 3
+    for raw, words in ((b"", "no WAV"), (b"not a sound", "no WAV"),
+                       (written(path, []).read_bytes(), "Nothing was heard")):
+        with pytest.raises(TfspeedError, match=words):
+            said(raw)

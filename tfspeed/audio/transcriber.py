@@ -13,7 +13,7 @@ from tfspeed.measure.words import words
 from tfspeed.models.whisper_tokens import TASKS, WhisperTokens
 
 AUTO = "auto"
-_SILENT = 1e-4        # -80 dB: no microphone is so quiet where somebody speaks
+_SILENT = 1e-3        # -60 dB: no recording is so quiet where somebody speaks
 _LOOK_BACK = 0.2      # share of a window in which the place to cut it is sought
 _QUIET_S = 0.2        # stretch whose loudness decides
 _ENOUGH_S = 0.1       # less sound than this says nothing

@@ -7,7 +7,7 @@ import numpy as np
 from tfspeed.engines.base import FINISHED, pad_left
 from tfspeed.engines.litert_base import LiteRtBase
 from tfspeed.litert import profiler
-from tfspeed.litert.decoder import decode_name, prefill_name
+from tfspeed.litert.decoder import decode_name
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.pack_seq2seq import pack_encoder_decoder
 from tfspeed.litert.runtime import Buffers, Program
@@ -15,14 +15,13 @@ from tfspeed.litert.seq2seq import (
     BIAS,
     ENCODE,
     CrossLowering,
-    EncodeLowering,
     decoder_config,
-    given_names,
+    write,
 )
-from tfspeed.litert.session import DecoderSession, capacities
+from tfspeed.litert.seq2seq_session import CrossSession
+from tfspeed.litert.session import capacities
 from tfspeed.models.encoder_decoder import MASKED
 
-_PREFILLS = (4, 32)  # Whisper's prompt has four tokens, the last of them read by decode
 _SMALLEST = 64       # slots of the first cache: an answer is short
 
 
@@ -51,7 +50,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
 
     def step_bytes(self, batch, context):
         c = self.config
-        return self._packed.step_bytes + c.cache_bytes(batch, context, c.source_length, 4)
+        return self._packed.step_bytes + c.attended_bytes(batch, context, c.source_length, 4)
 
     def encode(self, source):
         source = self.model.checked_source(source)
@@ -107,7 +106,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
 
     def _new_session(self, batch, needed):
         del needed  # the context is short: there is room for all of it
-        return _Session(self._program_of(batch), self.config, self._sizes)
+        return CrossSession(self._program_of(batch), self.config, self._sizes)
 
     def _decode_signature(self, tokens, lengths):
         batch, width = tokens.shape
@@ -128,37 +127,3 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
             self._programs[batch] = self._load(lambda file: write(
                 file, self.config, self._packed, batch, self._sizes))
         return self._programs[batch]
-
-
-def write(file, config, packed, batch: int, sizes: list[int]) -> None:
-    """All signatures of an encoder–decoder, over one set of weights."""
-    EncodeLowering(file, config, packed, batch).write()
-    for size in sizes:
-        CrossLowering(file, config, packed, decode_name(size), batch, 1, size).write(True)
-        for length in _PREFILLS:
-            if length <= size:
-                CrossLowering(file, config, packed, prefill_name(length, size), batch, length,
-                              size).write(False)
-
-
-class _Session(DecoderSession):
-    """See `DecoderSession`; `hear` first."""
-
-    prefills = _PREFILLS
-
-    def __init__(self, program: Program, config, sizes: list[int]):
-        super().__init__(program, decoder_config(config), sizes)
-        self._names, self._heard = given_names(config), None
-
-    def hear(self, encoded: Buffers) -> None:
-        """Goes on from a source: its keys and values stay where `encode` wrote them."""
-        self._heard = encoded
-        for buffers in self._made.values():
-            buffers.share(encoded, self._names)
-
-    def _buffers(self, name):
-        new = name not in self._made
-        made = super()._buffers(name)
-        if new:
-            made.share(self._heard, self._names)
-        return made

@@ -19,6 +19,7 @@ from tfspeed.export import (
     manifest,
     recurrent,
     saved_model,
+    seq2seq,
     tflite,
     verify,
 )
@@ -29,6 +30,7 @@ from tfspeed.measure.experiment import text_windows
 from tfspeed.measure.progress import Progress
 from tfspeed.memory import give_back
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.encoder_decoder import EncoderDecoder
 from tfspeed.models.keras_file import save_keras
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.load import load
@@ -99,6 +101,7 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
         report: says, after the fact, what the strategy did.
     """
     context = fitted(model, context)
+    seq2seq.check(model, form)
     if model.placement.exchanges:
         raise TfspeedError("A file holds a whole model, and the weights of this one are spread "
                            "over several devices.", devices=list(model.placement.devices),
@@ -128,6 +131,7 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
             record = {"model": model.name, "strategy": strategy, "format": form, "weights": weights,
                       "context": context, "parameters": model.parameters, "files": listed, **found,
                       "notes": [*model.notes, *report(), *([note] if note else []),
+                                *seq2seq.notes(model),
                                 *(litertlm.notes(model.config, context) if form == "litertlm"
                                   else [])]}
             manifest.write(paper, target.name, record)
@@ -162,6 +166,9 @@ def write(path: Path, model: LanguageModel, form: str, weights: str, context: in
         files.check_room(path.parent, int(1.25 * model.weights_bytes))
         with bar.task("writing the signatures", None):
             recurrent.write(path, model, weights, context)
+        return
+    if form == "tflite" and isinstance(model.keras_model, EncoderDecoder):
+        seq2seq.write(path, model, weights, context)
         return
     if not isinstance(model.keras_model, Decoder):
         raise TfspeedError(f"Models of this kind are not exported as {form}.", model=model.name,

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfspeed import engines
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
-from tfspeed.export import tflite
+from tfspeed.export import recurrent, seq2seq, tflite
 from tfspeed.litert.runtime import Buffers, Program
 from tfspeed.models.load import load
 from tfspeed.quiet import without_warnings
@@ -81,6 +81,16 @@ class TfliteRunner:
     def close(self) -> None:
         self._score = None
         self._program.close()
+
+
+def of_tflite(path: Path):
+    """What runs a `.tflite` file of ours."""
+    described = tflite.description(path)
+    if described.get("kind") == recurrent.KIND:
+        return recurrent.RecurrentRunner(path)
+    if "source" in described:
+        return seq2seq.Seq2SeqRunner(path)
+    return TfliteRunner(path)
 
 
 class SavedModelRunner:

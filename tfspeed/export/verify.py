@@ -11,7 +11,7 @@ import rich.table
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.export import evidence, litertlm, manifest, recurrent, runners, tflite
+from tfspeed.export import evidence, litertlm, manifest, runners, tflite
 from tfspeed.export.files import listing
 from tfspeed.measure.progress import Progress
 
@@ -102,9 +102,7 @@ def opened(path: Path, form: str):
             runner = runners.KerasRunner(path)
         else:
             file = stack.enter_context(litertlm.model_file(path)) if form == "litertlm" else path
-            told = tflite.description(file)
-            runner = (recurrent.RecurrentRunner(file) if told.get("kind") == recurrent.KIND
-                      else runners.TfliteRunner(file))
+            runner = runners.of_tflite(file)
         stack.callback(runner.close)
         yield runner
 

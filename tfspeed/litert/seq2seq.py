@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from tfspeed.litert.decoder import Lowering
+from tfspeed.litert.decoder import Lowering, decode_name, prefill_name
 from tfspeed.litert.graph import Tensor, TfliteFile
 from tfspeed.litert.pack import PackedBlock
 from tfspeed.litert.pack_seq2seq import PackedEncoderDecoder
@@ -13,6 +13,7 @@ from tfspeed.models.config import DecoderConfig
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
 ENCODE = "encode"
+PREFILLS = (4, 32)  # Whisper's prompt has four tokens, the last of them read by decode
 BIAS = "source_bias"  # of token sources: 0, or -1e9 over padding, float32 `[batch, 1, 1, source]`
 
 
@@ -164,3 +165,16 @@ class EncodeLowering(Lowering):
         mixed = g.transpose(g.matmul(g.softmax(scores), value), (0, 2, 1, 3))
         mixed = g.reshape(mixed, (self.batch, c.source_length, c.num_heads * c.head_dim))
         return self._product(mixed, block.out)
+
+
+def write(file: TfliteFile, config: EncoderDecoderConfig, packed: PackedEncoderDecoder, batch: int,
+          sizes: list[int]) -> None:
+    """All signatures of an encoder–decoder, over one set of weights: `encode`, and prefill and
+    decode for each size of the caches."""
+    EncodeLowering(file, config, packed, batch).write()
+    for size in sizes:
+        CrossLowering(file, config, packed, decode_name(size), batch, 1, size).write(True)
+        for length in PREFILLS:
+            if length <= size:
+                CrossLowering(file, config, packed, prefill_name(length, size), batch, length,
+                              size).write(False)

@@ -107,7 +107,7 @@ class EncoderDecoderConfig:
             qkv_bias=self.biases, attention_out_bias=self.biases, mlp_bias=self.biases,
             attention_scale=self.query_scale, tied_embeddings=self.tied_embeddings)
 
-    def cache_bytes(self, batch: int, context: int, source: int, itemsize: int) -> int:
+    def attended_bytes(self, batch: int, context: int, source: int, itemsize: int) -> int:
         """Bytes of keys and values that a step reads, of its own tokens and of the source."""
         width = self.num_heads * self.head_dim
         return 2 * batch * self.decoder_layers * (context + source) * width * itemsize

@@ -4,6 +4,7 @@ KerasHub is imported only to read a preset: a model in memory is known by its cl
 """
 
 from tfspeed.errors import TfspeedError
+from tfspeed.models import keras_hub_seq2seq
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.decoder_model import DecoderModel
 from tfspeed.models.keras_hub_families import FAMILIES
@@ -43,6 +44,12 @@ def wrap_keras_hub(model, name: str = "") -> LanguageModel:
         TfspeedError: it is no text generator, or one that nothing here can run.
     """
     name = name or model.name
+    if type(getattr(model, "backbone", model)).__name__ in keras_hub_seq2seq.FAMILIES:
+        from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
+        backbone = getattr(model, "backbone", model)
+        return EncoderDecoderModel.from_checkpoint(
+            keras_hub_seq2seq.checkpoint_from_backbone(backbone, name),
+            backbone.dtype_policy.name)
     try:
         checkpoint = checkpoint_from_keras_hub(model, name)
     except TfspeedError as error:

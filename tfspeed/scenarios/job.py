@@ -1,8 +1,15 @@
 """What scenarios share: a model that is changed and run, and how its row begins and ends."""
 
+import itertools
 import time
+from pathlib import Path
+
+import numpy as np
 
 from tfspeed import cli, engines
+from tfspeed.audio import clips
+from tfspeed.audio.log_mel import HOP, RATE, log_mel
+from tfspeed.audio.wav import Wav
 from tfspeed.devices import set_threads
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
@@ -17,13 +24,19 @@ def prepared(flags, bar: Progress) -> tuple[Engine, dict]:
     """The engine that the flags ask for, and what a row says of it."""
     engines.check(flags.engine)
     check_writable(flags.output)
-    data = read_calibration(flags)
+    sounds = calibration_sounds(flags.calibration)
+    data = None if sounds else read_calibration(flags)
     set_threads(flags.threads)
     strategy = cli.make_strategy(flags.strategy)
     with bar.task(f"loading {flags.model}", None):
         start = time.perf_counter()
         with strategy.scope():
-            model = strategy.apply(load(flags.model), data)
+            model = load(flags.model)
+            if sounds:
+                model.heard = heard(model, sounds)
+            model = strategy.apply(model, data)
+            if sounds:
+                model.heard = None
         loaded = time.perf_counter()
         engine = engines.create(flags.engine, model)
     for line in strategy.report():
@@ -33,6 +46,26 @@ def prepared(flags, bar: Progress) -> tuple[Engine, dict]:
         "dtype": engine.dtype, "parameters": model.parameters,
         "weights_bytes": engine.weights_bytes, "load_s": loaded - start,
         "changes": strategy.report(), "notes": [*model.notes, *engine.notes]}
+
+
+def calibration_sounds(names: str | None) -> list[Path]:
+    """The WAV files that strategies calibrate on; none where --calibration is a text."""
+    if names and (Path(names).is_dir() or names.lower().endswith(".wav")):
+        return clips.find(names)
+    return []
+
+
+def heard(model, paths: list[Path]) -> np.ndarray:
+    """The first window of each file, float32 `[files, frames, mels]`."""
+    config = getattr(model, "config", None)
+    if not model.reads_source or config.source != "audio":
+        raise TfspeedError("--calibration is a text for this model.", model=model.name)
+    windows = []
+    for path in paths:
+        with Wav(path) as wav:
+            some = itertools.islice(wav.blocks(), config.source_frames * HOP // RATE + 1)
+            windows.append(np.concatenate([np.zeros(0, np.float32), *some]))
+    return np.asarray(log_mel(windows, config.source_frames, config.mels))
 
 
 def write(flags, rows: list[dict], bar: Progress) -> None:

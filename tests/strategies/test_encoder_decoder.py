@@ -1,0 +1,68 @@
+"""Every strategy over an encoder–decoder: it works, or says why not."""
+
+import numpy as np
+import pytest
+
+import strategies
+from tests.models.seq2seq import sources, tiny
+from tfspeed.engines import create
+from tfspeed.errors import TfspeedError
+
+PROMPTS = [[5, 9, 2], [7]]
+SLOW = pytest.mark.slow
+EXACT = ["baseline", "mirrored"]
+WORKS = ["bfloat16", "cluster", "float16", "keras_quantize", "low_rank", "prune", "quantize"]
+REFUSED = {"dataflow": "decoder", "distill": "", "multi_worker": "", "prune_structured": "",
+           "speculative": "", "tensor_parallel": ""}
+
+
+def tokens(model, engine="graph"):
+    made = create(engine, model)
+    return np.stack(list(made.generate(PROMPTS, 5, encoded=made.encode(sources(model, 2)))), 1)
+
+
+def applied(name):
+    model = tiny("whisper")
+    model.reload = lambda: tiny("whisper")
+    strategy = strategies.create(name)
+    with strategy.scope():
+        return strategy, strategy.apply(model)
+
+
+def test_all_are_told_of():
+    assert {*EXACT, *WORKS, *REFUSED} == set(strategies.STRATEGIES)
+
+
+@pytest.mark.parametrize("name", ["baseline", pytest.param("mirrored", marks=SLOW)])
+def test_exact_ones_give_the_same_tokens(name):
+    np.testing.assert_array_equal(tokens(applied(name)[1]), tokens(tiny("whisper")))
+
+
+@pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in WORKS
+                                                if n != "quantize")])
+def test_others_change_the_weights_and_run(name):
+    strategy, model = applied(name)
+    assert tokens(model).shape == (2, 5)
+    plain = tiny("whisper").keras_model.weights
+    assert len(plain) != len(model.keras_model.weights) or any(
+        a.dtype != b.dtype or a.shape != b.shape or (a.numpy() != b.numpy()).any()
+        for a, b in zip(plain, model.keras_model.weights, strict=True))
+    assert strategy.report()
+
+
+@pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in
+                                                ("low_rank", "prune"))])
+def test_litert_takes_what_they_made(name):
+    _, model = applied(name)
+    near, exact = create("litert", model), create("graph", model)
+    text, source = np.asarray([[1, 2, 3]], np.int32), sources(model, 1)
+    want = exact.score(text, exact.encode(source))
+    have = near.score(text, near.encode(source))
+    assert np.abs(have - want).max() < 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", ["distill", *(pytest.param(n, marks=SLOW) for n in REFUSED
+                                               if n != "distill")])
+def test_the_rest_says_why(name):
+    with pytest.raises(TfspeedError):
+        tokens(applied(name)[1])
