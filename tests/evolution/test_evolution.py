@@ -98,9 +98,9 @@ def test_what_was_cut_off_is_still_shown():
 
 def test_the_script(tmp_path):
     """A whole run, and the mistakes of its flags."""
-    small = ["--parameters=20000", "--layers=1", "--step_tokens=32", "--lengths=8,16",
-             "--contexts=8,40", "--length=16", "--repetitions=2", "--eval_tokens=64",
-             "--learning_rate=0.01", "--models=gru,transformer"]
+    small = ["--parameters=20000", "--layers=1", "--step_tokens=32", "--lengths=8,12",
+             "--contexts=8,40", "--length=8", "--repetitions=2", "--eval_tokens=64",
+             "--learning_rate=0.01", "--models=rnn,transformer"]
     cases = {"--models=cnn": "cnn", "--lengths=1": "two tokens", "--contexts=a": "contexts",
              "--engine=fused": "fused", "--seconds=0 --tokens=0": "tokens=0", "--text=no": "text",
              "--parameters=100": "parameters=100", "--seconds=-1": "seconds",
@@ -112,12 +112,12 @@ def test_the_script(tmp_path):
     assert (code, err) == (0, ""), err
     assert "Perplexity a byte on unseen text" in out
     rows = json.loads((tmp_path / "results_evolution.json").read_text())["rows"]
-    assert [r["model"] for r in rows] == ["gru", "transformer"]
+    assert [r["model"] for r in rows] == ["rnn", "transformer"]
     for r in rows:
         assert abs(r["parameters"] / 20_000 - 1) < 0.02
         assert r["trained_tokens"] == 640
         assert 1 < r["perplexity"] < 300
-        assert [e["length"] for e in r["training"]] == [8, 16]
+        assert [e["length"] for e in r["training"]] == [8, 12]
         assert [e["context"] for e in r["decode"]] == [8, 40]
     assert len({e["state_bytes"] for e in rows[0]["decode"]}) == 1  # whatever the context
     assert rows[1]["decode"][1]["state_bytes"] == 5 * rows[1]["decode"][0]["state_bytes"]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import tiny_recurrent
 from tests.scripts import forked
+from tfspeed.models import keras_file
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / ".peers" / "litert_lm" / "bin" / "python"
@@ -138,3 +140,20 @@ def test_the_default_model_fits_the_budget(tmp_path):
     assert record["quality"]["perplexity_delta"] < 0.01
     assert "The capital of France is Paris." in out
     assert float(out.splitlines()[-1].split(" s;")[0]) < 60
+
+
+def test_a_recurrent_model_is_exported_and_verified(tmp_path):
+    """A .keras file in; tests/export runs all formats in this process."""
+    model = tiny_recurrent("gru")
+    table = model.keras_model.embedding.embeddings
+    table.assign(16 * table.value)  # as it is all tokens are equally likely, but for rounding
+    keras_file.save_keras(model, tmp_path / "gru.keras")
+    *made, (code, _, err) = forked.calls("export.py", [
+        ["--format=tflite", "--model=gru.keras", "--out=dist"], ["--verify=dist/gru-int8.tflite"],
+        ["--format=litertlm", "--model=gru.keras", "--out=dist"]], tmp_path)
+    for done, out, said in made:
+        assert done == 0, (out, said)
+    assert sorted(p.name for p in (tmp_path / "dist").iterdir()) == [
+        "gru-int8.tflite", "gru-int8.tflite.manifest.json"]
+    assert code == 2
+    assert "--format=saved_model" in err

@@ -1,13 +1,14 @@
 """Loads and what is told of how they were served."""
 
 import math
+import types
 
 import numpy as np
 import pytest
 
 from tests.serving.serving import serving
 from tfspeed.errors import TfspeedError
-from tfspeed.serving import bench
+from tfspeed.serving import bench, bench_job
 from tfspeed.serving.load import Call, calls, poisson, trace
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -92,7 +93,23 @@ def test_over_http_and_without():
             assert row["failed"] == 0
             assert row["total_output_tokens"] == sum(c.new_tokens for c in made)
             assert all(len(s.times) == s.tokens for s in served)
+        target = bench.WorkerTarget(server.worker)
+        row = bench.in_turn(target, [Call(0, [1, 2, 3], 2)] * 3)  # one after the other
+        assert row["followers"] == 2
+        assert row["worst_followers_ttft_ms"] >= row["median_followers_ttft_ms"] > 0
+        assert set(bench.in_turn(target, made[:1])) == {"first_ttft_ms", "followers"}
+        with pytest.raises(TfspeedError, match="must fit"):
+            bench.in_turn(target, [Call(0, [1], 10**6)])
         refused, _ = bench.run(bench.HttpTarget(f"http://127.0.0.1:{port}", "other"), made[:1])
         assert refused[0].error.startswith("404")
     with pytest.raises(TfspeedError, match="--url"):
         bench.HttpTarget("ftp://x", "tiny")
+
+
+@pytest.mark.parametrize(("goodput", "rates"), [("", "1,2"), ("ttft:500", "1"), ("ttft:500", None)])
+def test_a_picture_needs_limits_and_several_rates(goodput, rates, tmp_path):
+    flags = types.SimpleNamespace(
+        goodput=goodput, rates=rates, trace=None, requests=2, prompt_tokens=1, new_tokens=1,
+        spread=0.0, output=str(tmp_path / "o.json"), picture=str(tmp_path / "p.png"))
+    with pytest.raises(TfspeedError, match="--picture"):
+        bench_job.run(flags)

@@ -32,13 +32,13 @@ def painter(rows: Sequence[dict]):
             speed = 1 / row["tpot_s"]["median"]
             ax.scatter(row["step_bytes"] / 1e6, speed, s=40, color=f"C{i % 6}", zorder=3)
             ax.annotate(f"{report.label(row)}, {row['engine']}",
-                        (row["step_bytes"] / 1e6, speed), fontsize=8, xytext=(7, -3),
+                        (row["step_bytes"] / 1e6, speed), fontsize=8, xytext=(-7, -11), ha="right",
                         textcoords="offset points")
         ax.set_xscale("log")
         ax.set_yscale("log")
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)
-        ax.set_xlim(limits[0][0] / 1.3, limits[-1][0] * 2)  # room for the last label
+        ax.set_xlim(limits[0][0] / 2.5, limits[-1][0] * 1.3)  # room for the first label
         ax.set(xlabel="MB that a decode step reads", ylabel="decode, tokens/s",
                title=f"{report.title(rows[-1])}: decode beside the memory's limit")
         ax.legend()

@@ -19,7 +19,7 @@ from tfspeed.scenarios import conversations, tables
 from tfspeed.scenarios.conversations import Conversation
 from tfspeed.scenarios.dialogue import Options
 from tfspeed.serving import backend as backends
-from tfspeed.serving import bench, job
+from tfspeed.serving import bench, goodput, job
 from tfspeed.serving.load import Call
 from tfspeed.serving.request import Request
 from tfspeed.serving.worker import Worker
@@ -172,7 +172,7 @@ def _row(worker, options: Options, kept: bool, turns: list[Turn], seconds: float
            "source": options.source, "conversations": options.conversations,
            "at_once": options.at_once, "repetitions": options.repetitions,
            "new_tokens": options.new_tokens, **bench.summary(served, seconds, {})}
-    row["goodputs"] = bench.goodputs(served, seconds, LIMITS)
+    row["goodputs"] = goodput.of(served, seconds, LIMITS)
     row["reused_tokens"] = sum(turn.reused for turn in turns)
     row["by_turn"] = [_by_turn([t for t in turns if t.number == number], number)
                       for number in sorted({turn.number for turn in turns})]

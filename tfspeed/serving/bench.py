@@ -141,19 +141,6 @@ def parse_goodput(text: str) -> dict[str, float]:
     return limits
 
 
-def parse_goodputs(text: str) -> list[dict[str, float]]:
-    """Several of `parse_goodput`, joined by semicolons."""
-    return [parse_goodput(part) for part in text.split(";") if part.strip()]
-
-
-def goodputs(served: Sequence[Served], seconds: float, limits: Sequence[dict]) -> list[dict]:
-    """For each set of limits its `limits_ms`, the good requests a second, `request_goodput`, and
-    their `share` of all that were sent."""
-    rates = [summary(served, seconds, some)["request_goodput"] for some in limits]
-    return [{"limits_ms": some, "request_goodput": rate, "share": rate * seconds / len(served)}
-            for some, rate in zip(limits, rates, strict=True)]
-
-
 def in_turn(target, calls: Sequence[Call], advance=lambda: None) -> dict:
     """Sends calls one after the other, each when the one before is over: what a beginning that
     they share costs the first and saves the others.

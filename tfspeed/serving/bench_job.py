@@ -28,7 +28,7 @@ _SHARING = 9  # requests sent one after the other where prompts begin alike
 
 def run(flags) -> None:
     """Does what the flags of `scripts/bench_serve.py` say."""
-    goodputs, rates = bench.parse_goodputs(flags.goodput), _rates(flags.rates, flags.trace)
+    goodputs, rates = goodput.parse(flags.goodput), _rates(flags.rates, flags.trace)
     for rate in rates or [math.inf]:
         _load(flags, rate)  # what cannot be made is told before anything slow
     check_writable(flags.output)
@@ -83,7 +83,7 @@ def _measured(target, load, rate: float | None, goodputs: list[dict], bar) -> di
     row = {"request_rate": rate, "num_prompts": len(made), "cut_to_context": cut,
            **bench.summary(served, seconds, goodputs[0] if goodputs else {})}
     if goodputs:
-        row["goodputs"] = bench.goodputs(served, seconds, goodputs)
+        row["goodputs"] = goodput.of(served, seconds, goodputs)
     if failure := next((s.error for s in served if s.error), None):
         row["first_error"] = failure
     return row

@@ -1,10 +1,24 @@
-"""Goodput over the rate at which requests come, as a picture."""
+"""Goodput: requests a second that keep some limits; over the rate at which they come, a picture."""
 
 from collections.abc import Sequence
 
 from tfspeed.measure.pictures import MUTED
+from tfspeed.serving import bench
 
 SIZE = (9, 5)
+
+
+def parse(text: str) -> list[dict[str, float]]:
+    """Several of `bench.parse_goodput`, joined by semicolons."""
+    return [bench.parse_goodput(part) for part in text.split(";") if part.strip()]
+
+
+def of(served: Sequence[bench.Served], seconds: float, limits: Sequence[dict]) -> list[dict]:
+    """For each set of limits its `limits_ms`, the good requests a second, `request_goodput`, and
+    their `share` of all that were sent."""
+    rates = [bench.summary(served, seconds, some)["request_goodput"] for some in limits]
+    return [{"limits_ms": some, "request_goodput": rate, "share": rate * seconds / len(served)}
+            for some, rate in zip(limits, rates, strict=True)]
 
 
 def limits(goodput: dict) -> str:
