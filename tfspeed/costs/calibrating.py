@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from tfspeed.costs import cases, compiled_time, fitting, fused_time, shapes
+from tfspeed.costs import cases, compiled_time, fitting, fused_time, loopback, shapes
 from tfspeed.costs.calibration import Calibration, fingerprint
 from tfspeed.costs.cases import Case
 from tfspeed.costs.compiled_time import CompiledTime
@@ -40,7 +40,8 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibrat
                 found[count], fits[str(count)] = _one(
                     observer, plan[count], found.get(threads[0], {}), advance)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits)
+    return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits,
+                       dataclasses.asdict(loopback.measure()))
 
 
 def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
