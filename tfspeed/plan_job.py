@@ -113,13 +113,13 @@ def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
     """From which batch on so many workers beat one, before anything is run."""
     number = flags.workers
     for name in workers.STRATEGIES:
-        engine = "graph" if name == "tensor_parallel" else "fused"
+        engine = "xla" if name == "tensor_parallel" else "fused"
         said = []
         for threads, where in ((cores, f"all {cores} cores"), (1, "a single core")):
             batch = workers.crossover(name, predictor, shape, engine, cores, number, load_,
                                       threads)
-            said.append((f"from batch {batch} on" if batch else "at no batch up to "
-                         f"{workers.MOST}") + f" one on {where}")
+            when = f"from batch {batch} on" if batch else f"at no batch up to {workers.MOST}"
+            said.append(f"one on {where} {when}")
         print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
 
 
