@@ -14,9 +14,9 @@ from tfspeed.costs.planner import Budget, Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
-from tfspeed.main_job import check_writable
+from tfspeed.main_job import check_writable, explicit
 from tfspeed.measure import report
-from tfspeed.models.language_model import check_fits
+from tfspeed.measure.experiment import Workload
 from tfspeed.models.load import load
 
 _WIDTH = 112  # columns of the table
@@ -24,9 +24,9 @@ _WIDTH = 112  # columns of the table
 
 def run(flags) -> int | None:
     """Does what the flags of `scripts/plan.py` say; returns an exit code."""
-    for name in ("prompt_tokens", "new_tokens", "workers"):
-        if flags[name].value < 1:
-            raise TfspeedError(f"--{name} must be at least 1.", **{name: flags[name].value})
+    workload = Workload(explicit(flags, "prompt_tokens"), explicit(flags, "new_tokens"))
+    if flags.workers < 1:
+        raise TfspeedError("--workers must be at least 1.", workers=flags.workers)
     for name in ("batch", "threads"):
         if flags[name].value < 0:
             raise TfspeedError(f"--{name} must be 0 (searched) or more.",
@@ -43,9 +43,9 @@ def run(flags) -> int | None:
     rows = [row for path in flags.results for row in report.read_json(path).get("rows", ())]
     predictor = Predictor(calibration.load())
     model = load(flags.model)
-    check_fits(model, flags.prompt_tokens, flags.new_tokens)
+    workload = workload.fitted(model)
     shape = shapes.of(model)
-    loads = [Load(batch, flags.prompt_tokens, flags.new_tokens)
+    loads = [Load(batch, workload.prompt_tokens, workload.new_tokens)
              for batch in ((flags.batch,) if flags.batch else planner.BATCHES)]
     known = planner.qualities(rows, model.name)
     points = planner.search(shape, predictor, known, loads,
@@ -113,13 +113,13 @@ def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
     """From which batch on so many workers beat one, before anything is run."""
     number = flags.workers
     for name in workers.STRATEGIES:
-        engine = "graph" if name == "tensor_parallel" else "fused"
+        engine = "xla" if name == "tensor_parallel" else "fused"
         said = []
         for threads, where in ((cores, f"all {cores} cores"), (1, "a single core")):
             batch = workers.crossover(name, predictor, shape, engine, cores, number, load_,
                                       threads)
-            said.append((f"from batch {batch} on" if batch else "at no batch up to "
-                         f"{workers.MOST}") + f" one on {where}")
+            when = f"from batch {batch} on" if batch else f"at no batch up to {workers.MOST}"
+            said.append(f"one on {where} {when}")
         print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
 
 

@@ -15,5 +15,6 @@ def made_up(**changes) -> Calibration:
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
                           "fused": dict(fused_time.START), "graph": compiled, "xla": compiled}
     values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,
-              "threads": threads, "fits": {}}
+              "threads": threads, "fits": {},
+              "link": {"alpha_s": 5e-5, "bytes_per_s": 3e9}}
     return Calibration(**(values | changes))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfspeed.costs import communication
+from tfspeed.costs import communication, loopback
 from tfspeed.costs.communication import Cost, Link
 from tfspeed.errors import TfspeedError
 
@@ -80,3 +80,15 @@ def test_a_link_is_found_from_its_times():
 def test_what_cannot_be_is_refused(make):
     with pytest.raises(TfspeedError):
         make()
+
+
+def test_a_message_on_loopback():
+    link = loopback.measure()
+    assert 0 <= link.alpha_s < 0.1
+    assert 1e7 < link.bytes_per_s < 1e12
+
+
+def test_a_link_that_breaks_is_said(monkeypatch):
+    monkeypatch.setattr(loopback, "_ECHO", "print(1, flush=True)")
+    with pytest.raises(TfspeedError, match="loopback"):
+        loopback.measure()

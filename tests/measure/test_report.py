@@ -75,6 +75,23 @@ def test_microseconds_are_not_zero():
     assert "block_[a-z]=int4" in text
 
 
+def test_predictions_are_shown_with_their_error():
+    guessed = row(predicted={"ttft_s": 0.19, "tpot_s": 0.0305},
+                  prediction_error={"ttft_s": -0.05, "tpot_s": 0.01})
+    text = shown([guessed], 80)
+    assert "190.0 (-5 %)" in text
+    assert "30.5 (+1 %)" in text
+    assert "predicted" not in shown([row()], 80)
+
+
+def test_energy_is_never_a_bare_number():
+    guess = row(energy_j_per_token=0.5, energy_source="estimate",
+                energy_j_per_token_interval={"low": 0.25, "high": 1.0})
+    counted = row(energy_j_per_token=0.5, energy_source="rapl")
+    assert "estimate 0.25–1" in shown([guess], 80)
+    assert "0.5 (rapl)" in shown([counted], 80)
+
+
 def test_missing_values_show_a_dash():
     bare = row()
     for key in ("perplexity", "tpot_s", "kl_divergence", "peak_rss_bytes"):

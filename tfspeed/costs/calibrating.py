@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from tfspeed.costs import cases, compiled_time, fitting, fused_time, shapes
+from tfspeed.costs import cases, compiled_time, fitting, fused_time, loopback, shapes
 from tfspeed.costs.calibration import Calibration, fingerprint
 from tfspeed.costs.cases import Case
 from tfspeed.costs.compiled_time import CompiledTime
@@ -40,7 +40,8 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibrat
                 found[count], fits[str(count)] = _one(
                     observer, plan[count], found.get(threads[0], {}), advance)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits)
+    return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits,
+                       dataclasses.asdict(loopback.measure()))
 
 
 def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
@@ -61,18 +62,19 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
             times.append((case, observer.observe(case)))
         known = constants["bandwidth"], dots, other.get(engine)
         found = fit(engine, times, *known)
-        if not other and _look_again(observer, times, found[1]["measured"], found[1]["predicted"]):
+        # Only where nothing has to be compiled for it.
+        if engine == "fused" and not other and _look_again(observer, times, found[1]):
             found = fit(engine, times, *known)
         constants[engine], fits[engine] = found
         fits[engine]["seconds"] = time.perf_counter() - begin
     return constants, fits
 
 
-def _look_again(observer: Observer, times: list, measured: list, predicted: list) -> bool:
+def _look_again(observer: Observer, times: list, fit: dict) -> bool:
     """Times once more what took much longer than the others would have it, a few of them: what
     disturbs a machine makes times longer, never shorter. Says whether any was."""
     over = [max(m / p for m, p in zip(pair[1:], guess, strict=True))
-            for pair, guess in zip(measured, predicted, strict=True)]
+            for pair, guess in zip(fit["measured"], fit["predicted"], strict=True)]
     worst = sorted((i for i in range(len(times)) if over[i] > _DISTURBED),
                    key=lambda i: -over[i])[:_LOOKS]
     for i in worst:
@@ -96,7 +98,9 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
         found, fits = _fit(other or fused_time.START, functools.partial(_fused, speed), times,
                            other is not None)
         return found, fits
-    start = other["constants"] if other else compiled_time.START
+    # What corrects the table belongs to it, and so to a number of threads.
+    start = other["constants"] | {name: 1.0 for name in compiled_time.START
+                                  if _near_one(name)} if other else compiled_time.START
     found, fits = _fit(start, functools.partial(_compiled, Table(dots)), times,
                        other is not None)
     return {"constants": found, "dots": dots}, fits

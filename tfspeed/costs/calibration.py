@@ -44,6 +44,7 @@ class Calibration:
     seconds: float
     threads: dict[int, dict]
     fits: dict
+    link: dict  # between two processes, see `communication.Link`
 
 
 def path() -> Path:

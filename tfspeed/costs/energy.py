@@ -23,8 +23,8 @@ POWERCAP = Path("/sys/class/powercap")
 _IDLE_W = 2.0, 1.0, 4.0  # a core: the estimate, and between what
 _BUSY_W = 6.0, 3.0, 12.0  # a core that works, on top of that
 UNREADABLE = ("No energy counter can be read here (RAPL: {rapl}; NVML: {nvml}): energy is an "
-              "estimate, {idle:g} W a core and {busy:g} W more while it works, in an interval of "
-              "{low:g}–{high:g} J a token.")
+              "estimate, {idle:g} W a core and {busy:g} W more while it works; what such models "
+              "span is its interval.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +112,11 @@ class Meter:
 
     def note(self, reading: dict) -> str:
         """The one line that says that an estimate is one; "" for what was counted."""
-        interval = reading.get("energy_j_per_token_interval")
-        if not interval:
+        if reading.get("energy_source") != "estimate":
             return ""
         return UNREADABLE.format(rapl=self.why.get("rapl", "none"),
                                  nvml=self.why.get("nvml", "none"), idle=_IDLE_W[0],
-                                 busy=_BUSY_W[0], low=float(f"{interval['low']:.2g}"),
-                                 high=float(f"{interval['high']:.2g}"))
+                                 busy=_BUSY_W[0])
 
 
 def _per_token(joules: float, tokens: int) -> dict:

@@ -14,7 +14,8 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
                texts, and of looking for the largest of a text's logits
 
 All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
-products get, where a step's bytes lie near (64 MB) and far (256 MB).
+products get, where a step's bytes lie near (64 MB) and far (256 MB); and `blunt`, how well floats
+are read while others are multiplied (their kernel keeps no more than one panel ahead).
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ START = {  # seconds; where a fit begins
     "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
     **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
     **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
-    "reach_near": 1.1, "reach_far": 1.0,
+    "reach_near": 1.1, "reach_far": 1.0, "blunt": 2.0,
 }
 
 
@@ -69,9 +70,10 @@ def tiles(rows: int) -> Iterator[int]:
             yield size
 
 
-def longer(computing: float, reading: float) -> float:
-    """Of the two, which hide each other but for little at the corner of the roofline."""
-    return (computing**_SHARP + reading**_SHARP)**(1 / _SHARP)
+def longer(computing: float, reading: float, corner: float = _SHARP) -> float:
+    """Of the two, which hide each other but for little at the corner of the roofline; the sharper
+    that is, the better (at 1 not at all)."""
+    return (computing**corner + reading**corner)**(1 / corner)
 
 
 def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
@@ -124,7 +126,8 @@ class FusedTime:
         first, *others = (size * longer(c[f"wait_{kind}"], c[f"multiply_{kind}"] * count)
                           for count in tiles(rows))
         # The first tile waits for memory; those after it find the panel in the cache.
-        return longer(first, matrix.nbytes / speed) + sum(others)
+        corner = c["blunt"] if matrix.bits > 8 else _SHARP
+        return longer(first, matrix.nbytes / speed, corner) + sum(others)
 
     def _values(self, matrices, attention, rows: int) -> float:
         query_key_value, out, up, down = matrices

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfspeed.costs import computation
 from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
 from tfspeed.costs.fused_time import FusedTime
@@ -47,6 +48,7 @@ class Predictor:
     """
 
     def __init__(self, calibration: Calibration):
+        self.link = Link(**calibration.link)
         self._made = {threads: _Machine(constants)
                       for threads, constants in sorted(calibration.threads.items())}
 

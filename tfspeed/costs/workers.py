@@ -2,8 +2,8 @@
 
 Workers share the cores and the memory: n of them have `cores / n` threads each, and no more
 bandwidth together than all cores have. Messages follow the alpha-beta model of
-`communication.py`; where no link was measured (`scripts/calibrate.py --links`), its usual values on
-loopback count: those of BUILD.md.
+`communication.py`: those of a pipeline over the link that the calibration measured; TensorFlow's
+collectives, which take a hundred times as long, as they were timed once (BUILD.md).
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.shapes import Shape
 
 COLLECTIVES = Link(1.6e-3, 1e9)  # an all-gather of a few integers between two: 3.2 ms (BUILD.md)
-MESSAGES = Link(8e-5, 3e9)  # of a pipeline's connections (BUILD.md, Dataflow)
+SUMS = Link(1.25e-4, 3e9)  # of two logical devices of a process: 0.25 ms a sum (BUILD.md)
+_HANDLING_S = 7e-5  # of a pipeline's message in Python (BUILD.md: a link takes 0.08 ms)
 MOST = 64  # texts of a batch, where a crossover is looked for
 CHUNK = 16  # tokens between two gatherings of multi_worker
 
@@ -34,7 +35,7 @@ def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, wo
 
 
 def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
-                    load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
+                    load: Load, link: Link = SUMS) -> dict[str, float]:
     """Latencies where each worker has a part of every layer: a sum after each half of a layer."""
     part = shape.shared_out(workers)
     times = predictor.latency(part, engine, max(1, cores // workers), load)
@@ -52,23 +53,26 @@ def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int,
 
 
 def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
-             load: Load, link: Link = MESSAGES) -> dict[str, float]:
+             load: Load, link: Link | None = None) -> dict[str, float]:
     """Latencies of a pipeline of even stages over as many groups of rows: a group is in each.
 
     A prompt's rows come one after the other: the first leaves after all stages, then one a stage's
     time. A step of a group takes all stages; as many groups are on their way.
     """
-    groups = min(workers, load.batch)
+    link, groups = link or predictor.link, min(workers, load.batch)
     each = dataclasses.replace(load, batch=-(-load.batch // groups))
     times = predictor.latency(shape, engine, max(1, cores // workers), each)
     slower = predictor.sharing(cores, groups, shape, engine, each)
     row = predictor.latency(shape, engine, max(1, cores // workers),
                             dataclasses.replace(load, batch=1))["ttft_s"]
-    hop = communication.point_to_point(4 * load.prompt_tokens * shape.hidden).seconds(link)
-    found = {"ttft_s": (load.batch + workers - 1) * (row / workers + hop)}
+
+    def hop(values):
+        return _HANDLING_S + communication.point_to_point(4 * values).seconds(link)
+
+    stage = row / workers + hop(load.prompt_tokens * shape.hidden)
+    found = {"ttft_s": (load.batch + workers - 1) * stage}
     if "tpot_s" in times:
-        hop = communication.point_to_point(4 * each.batch * shape.hidden).seconds(link)
-        found["tpot_s"] = times["tpot_s"] * slower + workers * hop
+        found["tpot_s"] = times["tpot_s"] * slower + workers * hop(each.batch * shape.hidden)
     steps = load.new_tokens - 1
     return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
 

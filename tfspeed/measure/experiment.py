@@ -1,5 +1,6 @@
 """Measures models side by side: load, compile, interleaved repetitions, quality, one row each."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -11,6 +12,7 @@ import psutil
 
 from tfspeed import gate
 from tfspeed.affinity import pinned
+from tfspeed.costs.energy import Meter
 from tfspeed.costs.rows import with_prediction
 from tfspeed.devices import default_device
 from tfspeed.engines import create as create_engine
@@ -105,6 +107,7 @@ class Candidate:
     gate: dict = dataclasses.field(default_factory=dict)
     profile: dict | None = None
     bandwidth: float | None = None  # GB/s, read beside the timing
+    energy: Meter = dataclasses.field(default_factory=Meter)  # of the timed generations
 
     @property
     def model(self) -> LanguageModel:
@@ -211,7 +214,8 @@ def repeat(candidates: list[Candidate]) -> Iterator[float]:
             collected: list = []
             if round_number == 1:
                 candidate.engine.start_counting()
-            with pinned(candidate.cores):
+            counting = candidate.energy if round_number else contextlib.nullcontext()
+            with pinned(candidate.cores), counting:
                 timing = time_generation(candidate.engine, candidate.prompts,
                                          candidate.workload.new_tokens, collect=collected)
             if round_number:
@@ -390,8 +394,19 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
             for name in ("ttft_s", "tpot_s", "e2e_s") if latency.get(name)}
     if candidate.profile:
         row["profile"] = candidate.profile
-    found, note = with_prediction(row, candidate.engine, threads)
-    return row | found | {"notes": [*candidate.notes, *filter(None, [note])]}
+    found, said = with_prediction(row, candidate.engine, threads)
+    energy = _energy(candidate)
+    said = [said, candidate.energy.note(energy)]
+    return row | found | energy | {"notes": [*candidate.notes, *filter(None, said)]}
+
+
+def _energy(candidate: Candidate) -> dict:
+    """What the timed generations took; {} where other processes worked as well, whose share an
+    estimate would leave out."""
+    if candidate.model.placement.engine is not None:
+        return {}
+    workload = candidate.workload
+    return candidate.energy.reading(len(candidate.timings) * workload.batch * workload.new_tokens)
 
 
 def _active_replicas(engine, batch: int) -> int:

@@ -72,6 +72,12 @@ DEFINITIONS = {
     "predicted": "what the cost models said before (tfspeed/costs, scripts/calibrate.py), keyed by "
                  "the metric",
     "prediction_error": "predicted / measured median - 1, keyed by the metric",
+    "energy_j_per_token": "joules of the timed generations / tokens generated in them",
+    "energy_tokens_per_j": "the inverse",
+    "energy_source": "rapl or nvml: counted; estimate: from how busy the cores were and a power "
+                     "model (`energy_model`), to be read with energy_j_per_token_interval",
+    "energy_model": "watts of a core, idle and more when busy, that an estimate is made from",
+    "energy_j_per_token_interval": "of an estimate, {low, high}: what published power models span",
     "noisy": "whether the coefficient of variation of ttft_s or tpot_s is over 5 %",
 }
 NOISY = 0.05

@@ -105,6 +105,15 @@ def _predicted(name):
     return show
 
 
+def _energy(row):
+    value, interval = row.get("energy_j_per_token"), row.get("energy_j_per_token_interval")
+    if value is None:
+        return _NONE
+    if interval:  # never a bare number
+        return f"estimate {interval['low']:.2g}–{interval['high']:.2g}"
+    return f"{value:.3g} ({row['energy_source']})"
+
+
 _SPEED = {
     "engine": lambda row: row["engine"],
     "TTFT ms": _latency("ttft_s"), "TPOT ms": _latency("tpot_s"),
@@ -126,6 +135,7 @@ _QUALITY = {
     "KL": _number("kl_divergence", "{:.2g}"),
     "top-1": _number("top1_agreement", "{:.1f} %", 100), "task accuracy": _task,
     "same tokens": _same,
+    "J/token": _energy,
     "weights MB": _number("weights_bytes", "{:.0f}", 1e-6),
     "peak MB": _number("peak_rss_bytes", "{:.0f}", 1e-6),
     "load s": _number("load_s"), "compile s": _number("compile_s"),

@@ -74,6 +74,9 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 value = value["median"] if isinstance(value, dict) else value
                 if value is not None:
                     tf.summary.scalar(tag, value)
+            if row.get("energy_j_per_token"):  # its source is in the name: an estimate is one
+                tf.summary.scalar(f"energy/j_per_token_{row['energy_source']}",
+                                  row["energy_j_per_token"])
             for group in ("predicted", "prediction_error"):
                 for name, value in row.get(group, {}).items():
                     tf.summary.scalar(f"{group}/{name}", value)
