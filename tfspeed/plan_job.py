@@ -15,11 +15,12 @@ from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.main_job import check_writable, explicit
-from tfspeed.measure import report
+from tfspeed.measure import pictures, report
 from tfspeed.measure.experiment import Workload
 from tfspeed.models.load import load
 
 _WIDTH = 112  # columns of the table
+_SIZE = (9, 5.5)  # inches of the picture
 
 
 def run(flags) -> int | None:
@@ -73,7 +74,8 @@ def _write(front: list[Point], flags) -> None:
              "command": p.command(flags.model)} for p in front]
     try:
         Path(flags.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        Path(flags.picture).write_bytes(picture(front, flags.model))
+        Path(flags.picture).write_bytes(
+            pictures.rendered(painter(front, flags.model), _SIZE))
     except OSError as error:
         raise TfspeedError("The plan cannot be written.", output=flags.output,
                            picture=flags.picture, cause=error.strerror) from error
@@ -123,27 +125,19 @@ def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
         print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
 
 
-def picture(front: list[Point], title: str) -> bytes:
-    """A PNG: tokens a second over time per token; color: perplexity."""
-    import io
+def painter(front: list[Point], title: str):
+    """For `pictures.rendered`: tokens a second over time per token; color: perplexity."""
+    def paint(figure):
+        axes = figure.subplots()
+        losses = [100 * (p.quality.increase or 0.0) for p in front]
+        drawn = axes.scatter([1e3 * p.tpot_s for p in front],
+                             [p.output_tokens_per_s for p in front], c=losses, cmap="viridis", s=42)
+        for number, p in enumerate(front, 1):
+            axes.annotate(f"{number}", (1e3 * p.tpot_s, p.output_tokens_per_s), fontsize=8,
+                          xytext=(5, 3), textcoords="offset points")
+        figure.colorbar(drawn, label="perplexity over the float32 baseline, %")
+        axes.set(xscale="log", yscale="log", xlabel="predicted time per output token, ms",
+                 ylabel="predicted output tokens/s, all texts",
+                 title=f"{title}: the Pareto front (numbers as in the table)")
 
-    import matplotlib
-    matplotlib.use("Agg")  # no display is needed
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 5.5), dpi=120, layout="constrained")
-    losses = [100 * (p.quality.increase or 0.0) for p in front]
-    drawn = axes.scatter([1e3 * p.tpot_s for p in front],
-                         [p.output_tokens_per_s for p in front], c=losses, cmap="viridis", s=42)
-    for number, p in enumerate(front, 1):
-        axes.annotate(f"{number}", (1e3 * p.tpot_s, p.output_tokens_per_s), fontsize=8,
-                      xytext=(5, 3), textcoords="offset points")
-    figure.colorbar(drawn, label="perplexity over the float32 baseline, %")
-    axes.set(xscale="log", yscale="log", xlabel="predicted time per output token, ms",
-             ylabel="predicted output tokens/s, all texts")
-    axes.set_title(f"{title}: the Pareto front (numbers as in the table)", loc="left", fontsize=10)
-    axes.grid(alpha=0.25)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    plt.close(figure)
-    return content.getvalue()
+    return paint

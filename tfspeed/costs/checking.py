@@ -1,7 +1,6 @@
 """Predicts and measures configurations that no calibration has seen: table, picture, JSON."""
 
 import functools
-import io
 import json
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.observing import Observer
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
+from tfspeed.measure import pictures, predictions
 from tfspeed.measure.progress import Progress
 
 METRICS = ("ttft_s", "tpot_s")
-_COLORS = {"fused": "#1f77b4", "graph": "#ff7f0e", "xla": "#2ca02c"}
 
 
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
@@ -88,7 +87,8 @@ def _report(rows: list[dict], output: str, picture_path: str) -> None:
     found = summary(rows)
     _write(output, rows)
     try:
-        Path(picture_path).write_bytes(picture(rows))
+        Path(picture_path).write_bytes(
+            pictures.rendered(predictions.painter(rows), predictions.SIZE))
     except OSError as error:
         raise TfspeedError("The picture cannot be written.", picture=picture_path,
                            cause=error.strerror) from error
@@ -109,31 +109,3 @@ def _report(rows: list[dict], output: str, picture_path: str) -> None:
     console.print(table)
     console.print(f"{len(rows)} configurations. Rows: {output}   Picture: {picture_path}",
                   highlight=False, soft_wrap=True)
-
-
-def picture(rows: list[dict]) -> bytes:
-    """A PNG: measured over predicted, on logarithmic scales."""
-    import matplotlib
-    matplotlib.use("Agg")  # no display is needed
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), dpi=110, layout="constrained")
-    for axis, name in zip(axes, METRICS, strict=True):
-        for kind, color in _COLORS.items():
-            pairs = [(1e3 * row["predicted"][name], 1e3 * row[name]) for row in rows
-                     if row["engine"].partition(":")[0] == kind]
-            if pairs:
-                axis.scatter(*zip(*pairs, strict=True), s=16, color=color, label=kind, alpha=0.8)
-        ends = np.array([1e3 * min(row[name] for row in rows) / 1.5,
-                         1e3 * max(row[name] for row in rows) * 1.5])
-        axis.plot(ends, ends, color="#555555", lw=1)
-        axis.fill_between(ends, ends * 0.85, ends * 1.15, color="#999999", alpha=0.2, lw=0)
-        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends,
-                 xlabel=f"predicted {name.removesuffix('_s').upper()}, ms", ylabel="measured, ms")
-        axis.set_title("the band is ±15 %", loc="left", fontsize=9)
-        axis.legend()
-        axis.grid(alpha=0.25)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    plt.close(figure)
-    return content.getvalue()

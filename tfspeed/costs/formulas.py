@@ -5,14 +5,15 @@ part that is not shared out, messages, pipelines that fill, kernels that read ze
 its assumptions, and `explain` draws what was measured beside it.
 """
 
-import io
 import json
 from pathlib import Path
 
 import rich.console
 
 from tfspeed.errors import TfspeedError
+from tfspeed.measure.pictures import MUTED, rendered
 
+_SIZE = (11, 8)
 POINTS = Path(__file__).parents[1] / "data" / "measured_points.json"
 
 PAGE = """\
@@ -80,7 +81,7 @@ def explain(picture_path: str) -> None:
     console.print(PAGE, highlight=False, markup=False, soft_wrap=True)
     try:
         points = json.loads(POINTS.read_text(encoding="utf-8"))
-        Path(picture_path).write_bytes(picture(points))
+        Path(picture_path).write_bytes(rendered(painter(points), _SIZE))
     except (OSError, ValueError) as error:
         raise TfspeedError("The picture cannot be drawn.", picture=picture_path,
                            cause=str(error)[:200]) from error
@@ -105,48 +106,42 @@ def _alone(speedup: float, processors: float) -> float:
     return min(1.0, max(0.0, (processors / speedup - 1) / (processors - 1)))
 
 
-def picture(points: dict) -> bytes:
-    """A PNG of four panels: serial, processors, stages, compressed."""
-    import matplotlib
-    matplotlib.use("Agg")  # no display is needed
+def painter(points: dict):
+    """For `pictures.rendered`: four panels, serial, processors, stages, compressed."""
     import numpy as np
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), dpi=110, layout="constrained")
-    (serial, processors), (stages, alpha) = axes
-    width = np.geomspace(100, 10_000, 50)
-    for m in (1, 10):
-        serial.plot(width, each(1, m) * width**2, label=f"m = {m}")
-    serial.scatter([1000, 1000], [1e6, 1e5], color="#444444", zorder=3, s=18)
-    serial.annotate("10^6 parameters on 10\nprocessors: 10^5 each", (1000, 1e5), (1300, 1.3e4),
-                    fontsize=8, arrowprops={"arrowstyle": "-"})
-    serial.set(xscale="log", yscale="log", xlabel="width n of a layer",
-               ylabel="parameters of a processor", title="1, 2: n² and n²/m")
-    count = np.arange(1, 17)
-    for s in (0.0, 0.05, 0.25):
-        processors.plot(count, amdahl(s, count), label=f"Amdahl, s = {s:g}")
-    processors.plot(count, gustafson(0.05, count), "--", label="Gustafson, s = 0.05")
-    _scatter(processors, points["processors"], "m")
-    processors.set(xlabel="processors m", ylabel="speed-up", title="2: m processors")
-    for k in (2, 4, 8):
-        stages.plot(count, pipeline(count, k), label=f"{k} stages")
-    stages.plot(count, pipeline(count, 4, 0.05), "--", label="4 stages, hop = 5 %")
-    _scatter(stages, points["stages"], "groups")
-    stages.set(xlabel="texts B", ylabel="speed-up", title="3: a pipeline of k stages")
-    left = np.linspace(0.1, 1, 60)
-    for x in (1.0, 0.9, 0.6):
-        alpha.plot(left, compressed(left, x), label=f"x = {x:g}")
-    _scatter(alpha, points["compressed"], "alpha")
-    alpha.set(xlabel="share of bytes left α", ylabel="speed-up", title="4: compressed")
-    for axis in (serial, processors, stages, alpha):
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.25)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    plt.close(figure)
-    return content.getvalue()
+    def paint(figure):
+        (serial, processors), (stages, alpha) = figure.subplots(2, 2)
+        width = np.geomspace(100, 10_000, 50)
+        for m in (1, 10):
+            serial.plot(width, each(1, m) * width**2, label=f"m = {m}")
+        serial.scatter([1000, 1000], [1e6, 1e5], color=MUTED, zorder=3, s=18)
+        serial.annotate("10^6 parameters on 10\nprocessors: 10^5 each", (1000, 1e5), (1300, 1.3e4),
+                        fontsize=8, arrowprops={"arrowstyle": "-"})
+        serial.set(xscale="log", yscale="log", xlabel="width n of a layer",
+                   ylabel="parameters of a processor", title="1, 2: n² and n²/m")
+        count = np.arange(1, 17)
+        for s in (0.0, 0.05, 0.25):
+            processors.plot(count, amdahl(s, count), label=f"Amdahl, s = {s:g}")
+        processors.plot(count, gustafson(0.05, count), "--", label="Gustafson, s = 0.05")
+        _scatter(processors, points["processors"], "m")
+        processors.set(xlabel="processors m", ylabel="speed-up", title="2: m processors")
+        for k in (2, 4, 8):
+            stages.plot(count, pipeline(count, k), label=f"{k} stages")
+        stages.plot(count, pipeline(count, 4, 0.05), "--", label="4 stages, hop = 5 %")
+        _scatter(stages, points["stages"], "groups")
+        stages.set(xlabel="texts B", ylabel="speed-up", title="3: a pipeline of k stages")
+        left = np.linspace(0.1, 1, 60)
+        for x in (1.0, 0.9, 0.6):
+            alpha.plot(left, compressed(left, x), label=f"x = {x:g}")
+        _scatter(alpha, points["compressed"], "alpha")
+        alpha.set(xlabel="share of bytes left α", ylabel="speed-up", title="4: compressed")
+        for axis in (serial, processors, stages, alpha):
+            axis.legend()
+
+    return paint
 
 
 def _scatter(axis, points: list[dict], key: str) -> None:
-    axis.scatter([p[key] for p in points], [p["speedup"] for p in points], color="#444444",
+    axis.scatter([p[key] for p in points], [p["speedup"] for p in points], color=MUTED,
                  zorder=3, s=22, label="measured")
