@@ -1,6 +1,6 @@
 """Runs an application end to end: dialogue, speech to text, translation.
 
-    python scripts/scenario.py --scenario=dialogue --engine=fused:int8
+    python scripts/scenario.py --scenario=dialogue
     python scripts/scenario.py --scenario=speech --audio=clips/ --transcripts=clips/transcription
     python scripts/scenario.py --scenario=speech --audio=a.wav,b.wav --language=de --task=translate
     arecord -f S16_LE -r 16000 | python scripts/scenario.py --scenario=speech --audio=stdin
@@ -23,8 +23,8 @@ from tfspeed.scenarios import SCENARIOS, module_of
 FLAGS = flags.FLAGS
 _SHARED = {"module_name": sys.argv[0]}
 flags.DEFINE_enum("scenario", "speech", list(SCENARIOS), "what is done", **_SHARED)
-flags.DEFINE_string("engine", "litert:int8", "how a step is executed, see scripts/run.py",
-                    **_SHARED)
+flags.DEFINE_string("engine", "litert:int8", "how a step is executed, see scripts/run.py; dialogue "
+                    "is served by fused:int8", **_SHARED)
 flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **_SHARED)
 flags.DEFINE_string("output", "results.json", "where the row is written", **_SHARED)
 cli.define_model_flags()

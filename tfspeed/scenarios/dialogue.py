@@ -8,6 +8,8 @@ the answers are the same and the times can be compared.
 
 import dataclasses
 
+ENGINE = "fused:int8"  # where the flags name none
+
 
 def _option(default, help):
     return dataclasses.field(default=default, metadata={"help": help})
@@ -34,5 +36,7 @@ def define_flags(shared: dict) -> None:
 def run(flags) -> None:
     """Does what the flags of `scripts/scenario.py --scenario=dialogue` say."""
     from tfspeed.scenarios import dialogue_job
+    if not flags["engine"].present:
+        flags.engine = ENGINE
     dialogue_job.run(flags, Options(**{field.name: flags[f"dialogue_{field.name}"].value
                                        for field in dataclasses.fields(Options)}))
