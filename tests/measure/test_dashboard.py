@@ -19,6 +19,7 @@ KINDS = [{"name": "matrix products", "calls": 3, "seconds": 0.02, "share": 0.7},
 ROWS = [
     row("baseline"),
     row("quantize", decode_tokens_per_s=70.0, perplexity=12.9, energy_j_per_token=0.4,
+        energy_source="rapl",
         speedup={"tpot": {"ratio": 2.5, "low": 2.4, "high": 2.6}},
         profile={"source": "a clock", "step_s": 0.03, "kinds": KINDS, "parts": []}),
     row("prune", decode_tokens_per_s=50.0, perplexity=14.0)]
@@ -54,9 +55,9 @@ def test_runs_and_scalars(site):
     assert sorted(found) == sorted(map(tensorboard.run_name, ROWS))
     tags = found[tensorboard.run_name(ROWS[1])]
     assert {"latency/ttft_s", "throughput/decode_tokens_per_s", "throughput/tpot_speedup",
-            "quality/perplexity", "energy/j_per_token", "profile/attention_s"} <= set(tags)
+            "quality/perplexity", "energy/j_per_token_rapl", "profile/attention_s"} <= set(tags)
     query = urllib.parse.urlencode({"run": tensorboard.run_name(ROWS[1]),
-                                    "tag": "energy/j_per_token"})
+                                    "tag": "energy/j_per_token_rapl"})
     (_, step, value), = get(f"{site}/data/plugin/scalars/scalars?{query}")
     assert (step, value) == (0, pytest.approx(0.4))
     images = get(f"{site}/data/plugin/images/tags")

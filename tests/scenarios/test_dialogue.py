@@ -103,7 +103,7 @@ class Flags:
         self.__dict__.update(values)
 
     def __getitem__(self, name):
-        return types.SimpleNamespace(value=getattr(self, name))
+        return types.SimpleNamespace(value=getattr(self, name), present=True)
 
 
 def test_own_conversations():

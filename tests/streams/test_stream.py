@@ -91,9 +91,10 @@ def test_ctrl_c_while_nothing_comes():
         process.stdin.flush()
         assert b'"revision": 0' in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        process.stdin = None
+        still_open, process.stdin = process.stdin, None  # its end would be another reason to go
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
+    still_open.close()
     assert process.returncode == 130
     assert b"Traceback" not in errors

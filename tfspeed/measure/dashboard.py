@@ -14,7 +14,7 @@ CHARTS = {
                 ("KL divergence, nats", ["quality/kl_divergence"]),
                 ("same likeliest token", ["quality/top1_agreement"]),
                 ("task accuracy", ["quality/task_accuracy"])],
-    "energy": [("joules a token", ["energy/j_per_token"])],
+    "energy": [("joules a token", ["energy/j_per_token_.*"])],
     "limits and memory": [("of the memory's limit", ["limit/roofline_fraction"]),
                           ("weights, bytes", ["memory/weights_bytes"]),
                           ("peak memory, bytes", ["memory/peak_rss_bytes"])],

@@ -18,7 +18,6 @@ _SCALARS = {
     "quality/task_accuracy": "task_accuracy", "quality/task_agreement": "task_agreement",
     "drafts/acceptance": "draft_acceptance", "drafts/share_of_passes": "draft_share",
     "drafts/tokens_per_pass": "tokens_per_pass",
-    "energy/j_per_token": "energy_j_per_token",
     "memory/weights_bytes": "weights_bytes", "memory/peak_rss_bytes": "peak_rss_bytes",
     "start/load_s": "load_s", "start/compile_s": "compile_s",
 }
@@ -27,8 +26,8 @@ _HPARAMS = ("model", "strategy", "engine", "dtype", "threads", "batch", "prompt_
 # What the runs can be sorted by: speed, then quality, then what they take.
 _COLUMNS = ("throughput/decode_tokens_per_s", "throughput/tpot_speedup", "latency/tpot_s",
             "latency/ttft_s", "quality/perplexity", "quality/perplexity_delta",
-            "quality/kl_divergence", "energy/j_per_token", "limit/roofline_fraction",
-            "memory/peak_rss_bytes")
+            "quality/kl_divergence", "energy/j_per_token_rapl", "energy/j_per_token_nvml",
+            "energy/j_per_token_estimate", "limit/roofline_fraction", "memory/peak_rss_bytes")
 
 
 def check_logdir(logdir: str | Path) -> None:
