@@ -40,6 +40,7 @@ assert descriptors <= open_after_three + 2
 """
 
 
+@pytest.mark.slow
 def test_ten_exports_leak_nothing():
     done = subprocess.run([sys.executable, "-c", TEN_EXPORTS, str(ROOT)],
                           capture_output=True, text=True, timeout=300)

@@ -34,7 +34,7 @@ SAMPLED = Sampling(temperature=0.7, top_k=5, seed=3)
 @pytest.mark.parametrize(("engine", "draft", "sampling"), [
     *(("fused", draft, sampling) for draft in DRAFTS for sampling in (None, SAMPLED)),
     *(("fused:int8", draft, None) for draft in DRAFTS),
-    ("graph", "early_exit", None),
+    pytest.param("graph", "early_exit", None, marks=pytest.mark.slow),
     pytest.param("graph", "lookup", SAMPLED, marks=pytest.mark.slow)])
 def test_tokens_are_those_of_a_plain_run(engine, draft, sampling):
     model = tiny_decoder()
@@ -72,7 +72,8 @@ def test_all_families(family, draft):
 
 @pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
                     reason="glassllm is not installed: make setup")
-@pytest.mark.parametrize("engine", ["fused", "fused:int8", "xla"])
+@pytest.mark.parametrize("engine", ["fused", "fused:int8",
+                                    pytest.param("xla", marks=pytest.mark.slow)])
 def test_a_real_model_that_copies(engine):
     model = load("glassllm")
     prompt = model.tokenizer.encode("once upon a time")

@@ -84,7 +84,8 @@ def replicas(count):
     return Mirrored(Options(replicas=count)).scope()
 
 
-@pytest.mark.parametrize(("mode", "count"), [("full", 2), ("full", 3), ("lora", 2)])
+@pytest.mark.parametrize(("mode", "count"), [
+    ("full", 2), pytest.param("full", 3, marks=pytest.mark.slow), ("lora", 2)])
 def test_replicas_give_the_losses_of_one_device(mode, count):
     changes = {"trainable": mode, "rank": 4, "tokens": 2 * BUDGET}
     one, alone = trained(tiny_decoder(), **changes)
