@@ -55,17 +55,28 @@ class LiteRtBase(Engine):
         tokens, lengths = pad_left(prompts, width)
         session = self._session(batch, width + new_tokens)
         try:
-            logits = session.begin(tokens, width - lengths)
-            finished = np.zeros(batch, bool)
-            for count in range(new_tokens):
-                chosen = self.choose(logits, sampling, count)
-                yield np.where(finished, FINISHED, chosen)
-                finished |= np.isin(chosen, stop_tokens)
-                if count == new_tokens - 1 or finished.all():
-                    return
-                logits = session.step(chosen)
+            yield from self._steps(session, session.begin(tokens, width - lengths), new_tokens,
+                                   sampling, stop_tokens)
         finally:
             self._sessions.setdefault(batch, session)
+
+    def _steps(self, session, logits, new_tokens, sampling, stop_tokens, suppress=None):
+        """Tokens of a session that has read its prompts, int32 `[batch]` each.
+
+        Args:
+            logits: of the first, `[batch, vocabulary]`.
+            suppress: changes the logits of token `count` in place.
+        """
+        finished = np.zeros(len(logits), bool)
+        for count in range(new_tokens):
+            if suppress is not None:
+                suppress(logits, count)
+            chosen = self.choose(logits, sampling, count)
+            yield np.where(finished, FINISHED, chosen)
+            finished |= np.isin(chosen, stop_tokens)
+            if count == new_tokens - 1 or finished.all():
+                return
+            logits = session.step(chosen)
 
     def choose(self, logits, sampling, count):
         """int32 `[batch]`, token `count` of each row, from float32 `[batch, vocabulary]`."""

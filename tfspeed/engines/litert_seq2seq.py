@@ -4,7 +4,7 @@ import weakref
 
 import numpy as np
 
-from tfspeed.engines.base import FINISHED, pad_left
+from tfspeed.engines.base import pad_left
 from tfspeed.engines.litert_base import LiteRtBase
 from tfspeed.litert import profiler
 from tfspeed.litert.decoder import decode_name
@@ -89,18 +89,14 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
         session = self._session(batch, width + new_tokens)
         never = list(self.model.suppressed)
         first = list({*never, *self.model.suppressed_first})
+
+        def suppress(logits, count):
+            logits[:, never if count else first] = -np.inf
+
         try:
             session.hear(encoded.buffers)
-            logits = session.begin(tokens, width - lengths)
-            finished = np.zeros(batch, bool)
-            for count in range(new_tokens):
-                logits[:, never if count else first] = -np.inf
-                chosen = self.choose(logits, sampling, count)
-                yield np.where(finished, FINISHED, chosen)
-                finished |= np.isin(chosen, stop_tokens)
-                if count == new_tokens - 1 or finished.all():
-                    return
-                logits = session.step(chosen)
+            yield from self._steps(session, session.begin(tokens, width - lengths), new_tokens,
+                                   sampling, stop_tokens, suppress)
         finally:
             self._sessions.setdefault(batch, session)
 

@@ -114,7 +114,7 @@ class Packer:
                 give_back()  # of the float matrices: the next block's come on top otherwise
 
             hidden = walk(decoder, self.calibration, see)
-        final_norm = _norm(decoder.final_norm)
+        final_norm = norm(decoder.final_norm)
         scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
         positions = None
         if c.positions == "learned":  # a row a token is read: nothing to win by fewer bits
@@ -169,18 +169,18 @@ class Packer:
         for block in self.decoder.blocks:
             for layer, kind in ((block, Block), (block.attention, Attention), (block.mlp, MLP)):
                 if type(layer) is not kind:
-                    raise _unsupported(layer)
+                    raise unsupported(layer)
         layers = [layer for block in self.decoder.blocks for layer in (
             block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down)]
         for layer in layers + [self.decoder.head] * (self.decoder.head is not None):
             if (type(layer) not in dense.KINDS
                     or layer.activation is not keras.activations.linear):
-                raise _unsupported(layer)
+                raise unsupported(layer)
 
     def _block(self, block: Block, seen: dict[int, np.ndarray] | None) -> PackedBlock:
         c, attention, mlp = block.config, block.attention, block.mlp
-        attention_norm = _norm(block.attention_norm)
-        mlp_norm = None if block.mlp_norm is None else _norm(block.mlp_norm)
+        attention_norm = norm(block.attention_norm)
+        mlp_norm = None if block.mlp_norm is None else norm(block.mlp_norm)
         fused, out, up, down = (Dense(layer) for layer in (
             attention.query_key_value, attention.out, mlp.up, mlp.down))
         if not c.qk_norm:  # where heads are normed afterwards, the scale waits for that
@@ -200,8 +200,8 @@ class Packer:
             product("attention/out", out, inputs[1]),
             product("mlp/up", up, inputs[2]), product("mlp/down", down, inputs[3]),
             self._head_scale(attention) if c.qk_norm else None,
-            _norm(block.attention_post_norm) if c.post_norms else None,
-            _norm(block.mlp_post_norm) if c.post_norms else None)
+            norm(block.attention_post_norm) if c.post_norms else None,
+            norm(block.mlp_post_norm) if c.post_norms else None)
 
     def _smooth(self, c, inputs, attention_norm, mlp_norm, layers) -> None:
         """Changes the inputs, matrices and norms of a layer, `c` its config, in place."""
@@ -222,13 +222,13 @@ class Packer:
         return Product(weight, layer.bias, first[0] if first else None)
 
 
-def _norm(layer) -> np.ndarray:
+def norm(layer) -> np.ndarray:
     """Scale and bias, float32 `[2, dim]`."""
     scale = array(layer.scale)
     return np.stack([scale, array(layer.bias) if layer.kind == "layer" else 0 * scale])
 
 
-def _unsupported(layer) -> TfspeedError:
+def unsupported(layer) -> TfspeedError:
     return TfspeedError("This layer has no LiteRT form.", layer=getattr(layer, "path", layer.name),
                         type=type(layer).__name__,
                         hint="Use --engine=xla, or leave out the strategy that made it.")

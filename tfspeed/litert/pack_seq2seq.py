@@ -13,7 +13,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert import dense
 from tfspeed.litert.dense import Dense, array, packed_matrix
 from tfspeed.litert.formats import Formats
-from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
+from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product, norm, unsupported
 from tfspeed.litert.weights import Weight, pack
 from tfspeed.models.encoder_decoder import CrossAttention, EncoderDecoder, EncoderDecoderBlock
 from tfspeed.models.packed import Packed, PackedConv1D, PackedEmbedding
@@ -76,7 +76,7 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
     for block in (*model.encoder, *model.decoder):
         if type(block) is not EncoderDecoderBlock or (
                 block.crosses and type(block.cross) is not CrossAttention):
-            raise _unsupported(block)
+            raise unsupported(block)
     formats.check(["embedding", "head", *(
         f"{block.name}/{part}" for block in (*model.encoder, *model.decoder) for part in (
             "attention/query_key_value", "attention/out", "mlp/up", "mlp/down",
@@ -86,7 +86,7 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
 
     def product(name, layer, scale=None):
         if (type(layer) not in dense.KINDS or layer.activation is not keras.activations.linear):
-            raise _unsupported(layer)
+            raise unsupported(layer)
         found = Dense(layer)
         if scale is not None:
             found.scale_outputs(slice(0, c.num_heads * c.head_dim), c.query_scale)
@@ -96,14 +96,14 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
     def block(layer):
         at, attention, mlp = layer.name, layer.attention, layer.mlp
         return PackedBlock(
-            _norm(layer.attention_norm), _norm(layer.mlp_norm),
+            norm(layer.attention_norm), norm(layer.mlp_norm),
             product(f"{at}/attention/query_key_value", attention.query_key_value, True),
             product(f"{at}/attention/out", attention.out), product(f"{at}/mlp/up", mlp.up),
             product(f"{at}/mlp/down", mlp.down), None, None, None)
 
     def cross(layer):
         at, own = layer.name, layer.cross
-        return PackedCross(_norm(layer.cross_norm), product(f"{at}/cross/query", own.query, True),
+        return PackedCross(norm(layer.cross_norm), product(f"{at}/cross/query", own.query, True),
                            product(f"{at}/cross/key_value", own.key_value),
                            product(f"{at}/cross/out", own.out))
 
@@ -117,8 +117,8 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
         head = Product(packed_matrix("head", array(model.embedding.embeddings), formats), None)
     scale = np.full(c.hidden_dim, c.embedding_scale, np.float32)
     if getattr(model.embedding, "channel_scale", None) is not None:
-        raise _unsupported(model.embedding)
-    final = [_norm(n) for n in model.final_norms] if c.final_norm else [None, None]
+        raise unsupported(model.embedding)
+    final = [norm(n) for n in model.final_norms] if c.final_norm else [None, None]
     decoder = PackedDecoder(
         embedding, None if c.embedding_scale == 1 else scale,
         pack("position_embedding", tables[1], 32), [block(b) for b in model.decoder], final[1],
@@ -127,7 +127,7 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
         [_convolution(f"convolution_{i}", layer, formats)
          for i, layer in enumerate(model.convolutions if c.source == "audio" else ())],
         tables[0], [block(b) for b in model.encoder], final[0],
-        tuple(map(_norm, model.embedding_norms)) if c.embedding_norm else None, decoder,
+        tuple(map(norm, model.embedding_norms)) if c.embedding_norm else None, decoder,
         [cross(b) for b in model.decoder],
         array(model.logit_bias) if c.logit_bias else None)
 
@@ -149,17 +149,6 @@ def _convolution(name: str, layer, formats: Formats) -> Product:
         if found is not None:
             return Product(found, bias)
     elif type(layer) is not keras.layers.Conv1D:
-        raise _unsupported(layer)
+        raise unsupported(layer)
     kernel = array(layer.kernel)  # [3, in, out]
     return Product(packed_matrix(name, kernel.reshape(-1, kernel.shape[2]).T.copy(), formats), bias)
-
-
-def _norm(layer) -> np.ndarray:
-    scale = array(layer.scale)
-    return np.stack([scale, array(layer.bias) if layer.kind == "layer" else 0 * scale])
-
-
-def _unsupported(layer) -> TfspeedError:
-    return TfspeedError("This layer has no LiteRT form.", layer=getattr(layer, "path", layer.name),
-                        type=type(layer).__name__,
-                        hint="Use --engine=xla, or leave out the strategy that made it.")
