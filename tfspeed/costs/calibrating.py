@@ -107,17 +107,15 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
 
 
 def _fused(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
-    shape, itemsize = _stored(case.model, case.engine)
-    made = FusedTime(constants, bandwidth, case.threads, itemsize)
-    return (made.prefill(shape, case.batch, case.prompt_tokens),
-            made.step(shape, case.batch, case.prompt_tokens + case.new_tokens / 2))
+    made = FusedTime(constants, bandwidth, case.threads,
+                     Formats.of_engine(case.engine).cache_itemsize)
+    return made.latency(_stored(case.model, case.engine), case.batch, case.prompt_tokens,
+                        case.new_tokens)
 
 
 def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
-    made, lengths = CompiledTime(constants, table), (
-        case.batch, case.prompt_tokens, case.new_tokens)
-    shape, _ = _stored(case.model, case.engine)
-    return made.prefill(shape, *lengths), made.step(shape, *lengths)
+    return CompiledTime(constants, table).latency(
+        _stored(case.model, case.engine), case.batch, case.prompt_tokens, case.new_tokens)
 
 
 def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
@@ -144,6 +142,4 @@ def _near_one(name: str) -> bool:
 
 @functools.cache
 def _stored(model: str, engine: str):
-    formats = Formats(engine.partition(":")[2] or "float32")
-    shape = shapes.decoder(cases.MODELS[model], model).stored(formats)
-    return shape, 4 if formats.of("cache")[0] == 32 else 2
+    return shapes.decoder(cases.MODELS[model], model).stored(Formats.of_engine(engine))

@@ -27,6 +27,12 @@ class CompiledTime:
     def __init__(self, constants: dict[str, float], table: Table):
         self.constants, self.table = constants, table
 
+    def latency(self, shape: Shape, batch: int, prompt: int,
+                new_tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and of each of those after it."""
+        lengths = batch, prompt, new_tokens
+        return self.prefill(shape, *lengths), self.step(shape, *lengths)
+
     def prefill(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         """Seconds to the first token."""
         length, capacity = padded_lengths(prompt, new_tokens)

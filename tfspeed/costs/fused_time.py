@@ -94,6 +94,13 @@ class FusedTime:
         self.constants, self.bandwidth = constants, bandwidth
         self.threads, self.itemsize = threads, cache_itemsize
 
+    def latency(self, shape: Shape, batch: int, prompt: int,
+                new_tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and of one of those after it in the mean: half of the new
+        tokens lie behind it then, beyond the prompt."""
+        return (self.prefill(shape, batch, prompt),
+                self.step(shape, batch, prompt + new_tokens / 2))
+
     def prefill(self, shape: Shape, batch: int, prompt: int) -> float:
         """Seconds to the first token."""
         return self.constants["prefill"] + sum(self.call(shape, call)

@@ -45,11 +45,10 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int) 
     """
     variables = variable_bytes(shape)
     if engine.partition(":")[0] == "fused":
-        formats = Formats(engine.partition(":")[2] or "float32")
-        itemsize = 4 if formats.of("cache")[0] == 32 else 2
+        formats = Formats.of_engine(engine)
         packed = shape.stored(formats).step_weight_bytes
-        return Memory(variables, 2 * packed, fused_cache_bytes(
-            shape, batch, prompt + new_tokens, itemsize), _fused_scratch(shape, batch, prompt))
+        cache = fused_cache_bytes(shape, batch, prompt + new_tokens, formats.cache_itemsize)
+        return Memory(variables, 2 * packed, cache, _fused_scratch(shape, batch, prompt))
     length, capacity = padded_lengths(prompt, new_tokens)
     cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     rows = batch * length

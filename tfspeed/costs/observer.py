@@ -7,7 +7,6 @@ Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `
     {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
-import dataclasses
 import functools
 import json
 import sys
@@ -87,10 +86,6 @@ def synthetic(name: str):
         if len(variable.shape) > 1:
             variable.assign(np.resize(drawn, variable.shape))
     return made
-
-
-def case_dict(case: Case) -> dict:
-    return dataclasses.asdict(case)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Starts `observer.py` in a process of its own, asks it, and gives up on one that is silent."""
 
+import dataclasses
 import json
 import os
 import queue
@@ -9,7 +10,6 @@ import threading
 from pathlib import Path
 
 from tfspeed.costs.cases import Case
-from tfspeed.costs.observer import case_dict
 from tfspeed.errors import TfspeedError
 
 _SILENT_S = 300
@@ -51,7 +51,7 @@ class Observer:
 
     def observe(self, case: Case) -> dict:
         """`{"ttft_s": […], "tpot_s": […]}`, one of each generation."""
-        return self.ask({"case": case_dict(case)})
+        return self.ask({"case": dataclasses.asdict(case)})
 
     def ask(self, question: dict) -> dict:
         try:

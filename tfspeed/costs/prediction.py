@@ -79,8 +79,8 @@ class Predictor:
     def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
         """How many times as long a step's reads take where `workers` processes read at once, each
         on its share of the cores: together they read no faster than all cores do."""
-        spelled = engine.partition(":")[2] if engine.startswith("fused") else ""
-        read = computation.filled_step(shape.stored(Formats(spelled or "float32")), load.batch,
+        formats = Formats.of_engine(engine if engine.startswith("fused") else "")
+        read = computation.filled_step(shape.stored(formats), load.batch,
                                        load.prompt_tokens).read_bytes(4)
         alone, together = (self._between(count, [(t, m.bandwidth(read)) for t, m in
                                                  self._made.items()])
@@ -103,19 +103,15 @@ class _Machine:
                        if kind in constants}
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
-        kind, _, spelled = engine.partition(":")
+        kind = engine.partition(":")[0]
         if kind not in self.constants:
             raise TfspeedError("This calibration knows nothing of the engine.", engine=kind)
-        # The mean context of a step: half of the new tokens beyond the prompt.
-        context = load.prompt_tokens + load.new_tokens / 2
         if kind == "fused":
-            formats = Formats(spelled or "float32")
-            itemsize = 4 if formats.of("cache")[0] == 32 else 2
-            made = FusedTime(self.constants[kind], self.bandwidth, threads, itemsize)
-            stored = shape.stored(formats)
-            return {"ttft_s": made.prefill(stored, load.batch, load.prompt_tokens),
-                    "tpot_s": made.step(stored, load.batch, context)}
-        compiled = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
-        lengths = load.batch, load.prompt_tokens, load.new_tokens
-        return {"ttft_s": compiled.prefill(shape, *lengths),
-                "tpot_s": compiled.step(shape, *lengths)}
+            formats = Formats.of_engine(engine)
+            shape = shape.stored(formats)
+            made = FusedTime(self.constants[kind], self.bandwidth, threads,
+                             formats.cache_itemsize)
+        else:
+            made = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
+        found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)
+        return dict(zip(("ttft_s", "tpot_s"), found, strict=True))

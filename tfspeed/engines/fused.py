@@ -49,7 +49,7 @@ class FusedEngine(LiteRtBase):
         super().__init__(model, weights, packed(model, formats))
         self.name = f"fused:{weights}"
         self.config = model.keras_model.config
-        self._half = formats.of("cache")[0] != 32
+        self._half = formats.cache_itemsize == 2
         self._plan = fused_plan.make(self.config, self._packed, self._half)
         self._scorers: dict[int, FusedSession] = {}
 

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from tfspeed.costs import shapes
 from tfspeed.errors import TfspeedError
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
@@ -20,20 +21,18 @@ LEARNING_RATES = {"rnn": 2e-3, "lstm": 6e-3, "gru": 6e-3, "transformer": 6e-3}
 # not: of 150,000 bytes it learned their frequencies alone (LSTM: perplexity 19.8; with 4 times the
 # table 12.0, with 16 times 8.6).
 _TABLE_SCALE = 16
-_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 _HEAD_DIM = 32
 
 
 def recurrent_parameters(cell: str, hidden: int, layers: int) -> int:
-    """Weights of a `Recurrent` over bytes: table, and in each layer two matrices and the biases
-    (GRU has two, see `reset_after`)."""
-    gates, biases = _GATES[cell], 2 if cell == "gru" else 1
-    return VOCABULARY * hidden + layers * gates * (2 * hidden * hidden + biases * hidden)
+    """Weights of a `Recurrent` over bytes."""
+    return shapes.recurrent({"cell": cell, "hidden_dim": hidden, "num_layers": layers,
+                             "vocabulary_size": VOCABULARY, "context_length": 0}).parameters
 
 
 def hidden_dim(cell: str, parameters: int, layers: int) -> int:
     """The width whose count of weights is nearest to `parameters`."""
-    gates = _GATES[cell]
+    gates = shapes.GATES[cell]
     a, b = 2 * layers * gates, VOCABULARY + layers * gates
     guess = int((math.sqrt(b * b + 4 * a * parameters) - b) / (2 * a))
     return min(range(max(1, guess - 2), guess + 3),

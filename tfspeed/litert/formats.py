@@ -38,6 +38,16 @@ class Formats:
                                    "must be found in a name.", layer=spelled,
                                    hint=f"Names are {', '.join(names[:_SHOWN])} and so on.")
 
+    @classmethod
+    def of_engine(cls, engine: str) -> "Formats":
+        """What an engine's name says after its colon: of `fused:int8`, int8."""
+        return cls(engine.partition(":")[2] or "float32")
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of a value in the fused engine's KV cache, which has float32 or halves."""
+        return 4 if self.of("cache")[0] == 32 else 2
+
     @property
     def quantized(self) -> bool:
         """Whether any matrix is in integers, which makes the kernels quantize activations."""
