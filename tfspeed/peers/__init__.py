@@ -5,14 +5,12 @@ nothing of tfspeed and speaks JSON lines on stdin and stdout.
 """
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections import deque
 from pathlib import Path
 
+from tfspeed.asked_process import AskedProcess
 from tfspeed.errors import TfspeedError
 
 
@@ -76,20 +74,9 @@ class PeerProcess:
         peer = (PEERS | SPEECH_PEERS)[name]
         self.variant, self.note, self.streams = variant, peer.note, peer.streams
         worker = Path(__file__).parent / peer.worker
-        self._process = subprocess.Popen(
-            [str(python), str(worker), str(model), str(threads), variant], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow",
-                 "PYTHONPATH": ""})
-        self._stderr: deque[str] = deque(maxlen=12)
-        self._reader = threading.Thread(
-            target=lambda: self._stderr.extend(self._process.stderr), daemon=True)
-        self._reader.start()
-        try:
-            self.started = self._answer(_READY_S)
-        except BaseException:
-            self.close()
-            raise
+        self._process = AskedProcess([str(python), str(worker), str(model), str(threads), variant],
+                                     self._stopped, _READY_S, {"PYTHONPATH": ""})
+        self.started = self._process.started
 
     def call(self, prompts: list[list[int]], new_tokens: int) -> dict:
         """`{"seconds": float, "tokens": [[…], …]}` of one generate call; `token_s` too where the
@@ -102,34 +89,14 @@ class PeerProcess:
 
     def ask(self, request: dict) -> dict:
         """The answer to a request that the worker knows."""
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except OSError:
-            pass  # it has died: reading its answer says how
-        return self._answer(_CALL_S)
+        return self._process.ask(request, _CALL_S)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process.close()
 
-    def _answer(self, seconds: float) -> dict:
-        # Killed from a timer: readline has no timeout of its own.
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.start()
-        try:
-            # A library may print to stdout: only a line that is a JSON object is an answer.
-            line = next((x for x in self._process.stdout if x.startswith("{")), None)
-        finally:
-            timer.cancel()
-        if line is None:
-            self._process.wait()
-            self._reader.join(1)  # its last words; a child of it may hold the pipe for longer
-            raise TfspeedError(
-                f"The peer {self.name} stopped without an answer.",
-                exit_code=self._process.returncode,
-                hint="The end of its messages:\n" + "".join(self._stderr))
-        return json.loads(line)
+    def _stopped(self, exit_code: int, said: str) -> TfspeedError:
+        return TfspeedError(f"The peer {self.name} stopped without an answer.",
+                            exit_code=exit_code, hint=f"The end of its messages:\n{said}")
 
 
 def install(name: str, say=print) -> Path:
