@@ -131,17 +131,21 @@ class Transcriber:
         return float(found.mean()) < self.options.logprob_threshold
 
     def long(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
-        """A recording of any length, window by window; each ends where it is quietest within its
+        """A recording of any length, window by window."""
+        return map(self.window, self.windows(blocks))
+
+    def windows(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The samples of each window of a recording; each ends where it is quietest within its
         last fifth, so that few words are cut."""
         waiting = np.zeros(0, np.float32)
         for block in blocks:
             waiting = np.concatenate([waiting, block])
             while len(waiting) > self.window_samples:
                 cut = self.cut(waiting[:self.window_samples])
-                yield self.window(waiting[:cut])
+                yield waiting[:cut]
                 waiting = waiting[cut:]
         if len(waiting):
-            yield self.window(waiting)
+            yield waiting
 
     def cut(self, samples: np.ndarray) -> int:
         """Where a full window ends: in the middle of the quietest stretch of its last fifth."""

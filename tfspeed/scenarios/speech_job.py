@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, b
     for path in paths:  # told before anything slow
         with Wav(path):
             pass
-    warm(made)
+    warm(made.window)
     for peer in peers:
         peer.warm()
     clips = [_clip(made, path, said.get(path.stem), flags, bar, peers) for path in paths]
@@ -64,11 +65,11 @@ def summed(clips: list[dict]) -> dict:
     return row
 
 
-def warm(made: Transcriber) -> None:
-    """Compiles everything that a window needs, on half a second of noise."""
+def warm(window: Callable[[np.ndarray], object]) -> None:
+    """Compiles everything that a window of samples needs, on half a second of noise."""
     noise = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype(np.float32)
     for _ in range(2):
-        made.window(noise)
+        window(noise)
 
 
 def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Progress, peers,
@@ -124,7 +125,7 @@ def _streams(streams: list[dict]) -> dict:
 def listen(made: Transcriber, chunk_s: float) -> dict:
     """Standard input, to its end: the text so far is written over on a terminal, a line each
     elsewhere."""
-    warm(made)
+    warm(made.window)
     over = sys.stdout.isatty()
     partials = []
     with Wav(sys.stdin.buffer) as wav:

@@ -15,6 +15,7 @@ from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import speedup
 from tfspeed.models.ctranslate2_loader import is_ctranslate2
+from tfspeed.scenarios import speech_job
 
 
 def asked(flags) -> list[str]:
@@ -59,28 +60,20 @@ class SpeechPeer:
         self._clips: dict[str, dict] = {}
 
     def warm(self) -> None:
-        noise = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype(np.float32)
-        for _ in range(2):
-            self._window(noise)
+        speech_job.warm(self._window)
 
     def read(self, path: Path) -> None:
         """Reads a file once more, in the windows that we cut it into."""
         with Wav(path) as wav:
-            samples = np.concatenate([np.zeros(0, np.float32), *wav.blocks()])
-        made, answers, at = self._made, [], 0
-        while at < len(samples):
-            window = samples[at:at + made.window_samples]
-            if at + made.window_samples < len(samples):
-                window = window[:made.cut(window)]
-            answers.append(self._window(window))
-            at += len(window)
+            windows = list(self._made.windows(wav.blocks()))
+        answers = [self._window(window) for window in windows]
         clip = self._clips.setdefault(path.stem, {
-            "name": path.stem, "seconds": len(samples) / RATE, "work_s": [], "encode_s": [],
-            "decode_s": []})
+            "name": path.stem, "seconds": sum(map(len, windows)) / RATE, "work_s": [],
+            "encode_s": [], "decode_s": []})
         clip["encode_s"] += [a["encode_s"] for a in answers]
         clip["decode_s"] += [a["decode_s"] for a in answers]
         clip["work_s"].append(sum(a["encode_s"] + a["decode_s"] for a in answers))
-        decode = made.engine.model.tokenizer.decode
+        decode = self._made.engine.model.tokenizer.decode
         clip["text"] = " ".join(decode(a["tokens"]).strip() for a in answers).strip()
 
     def _window(self, samples: np.ndarray) -> dict:
@@ -93,11 +86,10 @@ class SpeechPeer:
 
     def row(self, ours: dict, said: dict[str, str]) -> dict:
         """Its row, with how much faster we are."""
-        from tfspeed.scenarios.speech_job import summed
         clips = [clip | ({"transcript": said[clip["name"]]} if clip["name"] in said else {})
                  for clip in self._clips.values()]
         row = {"model": Path(self._made.engine.model.source).name, "strategy": "peer",
-               "engine": self._process.name, **self._process.started, **summed(clips),
+               "engine": self._process.name, **self._process.started, **speech_job.summed(clips),
                "notes": [self._process.note]}
         if "rtf" in ours and "rtf" in row:
             row["speedup"] = speedup(row["rtf"]["samples"], ours["rtf"]["samples"])

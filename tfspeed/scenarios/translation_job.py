@@ -25,7 +25,7 @@ def speech(flags) -> None:
     for path in paths:
         with Wav(path):
             pass
-    speech_job.warm(made)
+    speech_job.warm(made.window)
     found, tokens, work = {}, 0, 0.0
     with bar.task("translating", len(paths)) as advance:
         for path in paths:
