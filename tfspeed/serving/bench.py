@@ -164,28 +164,41 @@ def in_turn(target, calls: Sequence[Call], advance=lambda: None) -> dict:
     return row
 
 
+def latencies(served: Served) -> dict[str, float]:
+    """Of a call that came through, ms: `ttft`, `e2el` and, of more than one token, `tpot`."""
+    first, last = served.times[0], served.times[-1]
+    found = {"ttft": first - served.sent, "e2el": last - served.sent}
+    if served.tokens > 1:
+        found["tpot"] = (last - first) / (served.tokens - 1)
+    return {name: 1e3 * value for name, value in found.items()}
+
+
+def good(served: Sequence[Served], limits: dict[str, float]) -> int:
+    """How many came through within limits in ms."""
+    return sum(all(found.get(name, 0) <= limit for name, limit in limits.items())
+               for found in map(latencies, came_through(served)))
+
+
+def came_through(served: Sequence[Served]) -> list[Served]:
+    return [s for s in served if not s.error and s.times]
+
+
 def summary(served: Sequence[Served], seconds: float, goodput: dict[str, float]) -> dict:
     """One row, by the names of vLLM's `vllm bench serve`. Times of requests that came through."""
-    good = [s for s in served if not s.error and s.times]
+    came = came_through(served)
     samples: dict[str, list[float]] = {name: [] for name in _METRICS}
-    met = 0
-    for s in good:
-        gaps = np.diff(s.times)
-        found = {"ttft": s.times[0] - s.sent, "e2el": s.times[-1] - s.sent}
-        if s.tokens > 1:
-            found["tpot"] = (s.times[-1] - s.times[0]) / (s.tokens - 1)
-        for name, value in found.items():
-            samples[name].append(1e3 * value)
-        samples["itl"] += (1e3 * gaps).tolist()
-        met += all(1e3 * found.get(name, 0) <= limit for name, limit in goodput.items())
-    new, read = sum(s.tokens for s in good), sum(len(s.call.prompt) for s in good)
-    row = {"completed": len(good), "failed": len(served) - len(good), "duration": seconds,
+    for s in came:
+        for name, value in latencies(s).items():
+            samples[name].append(value)
+        samples["itl"] += (1e3 * np.diff(s.times)).tolist()
+    new, read = sum(s.tokens for s in came), sum(len(s.call.prompt) for s in came)
+    row = {"completed": len(came), "failed": len(served) - len(came), "duration": seconds,
            "total_input_tokens": read, "total_output_tokens": new,
-           "request_throughput": len(good) / seconds, "output_throughput": new / seconds,
+           "request_throughput": len(came) / seconds, "output_throughput": new / seconds,
            "total_token_throughput": (new + read) / seconds,
            "max_concurrent_requests": _most_at_once(served)}
     if goodput:
-        row |= {"request_goodput": met / seconds, "goodput_limits_ms": goodput}
+        row |= {"request_goodput": good(served, goodput) / seconds, "goodput_limits_ms": goodput}
     for name, values in samples.items():
         if values:
             row |= {f"mean_{name}_ms": float(np.mean(values)),

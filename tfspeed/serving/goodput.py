@@ -16,9 +16,9 @@ def parse(text: str) -> list[dict[str, float]]:
 def of(served: Sequence[bench.Served], seconds: float, limits: Sequence[dict]) -> list[dict]:
     """For each set of limits its `limits_ms`, the good requests a second, `request_goodput`, and
     their `share` of all that were sent."""
-    rates = [bench.summary(served, seconds, some)["request_goodput"] for some in limits]
-    return [{"limits_ms": some, "request_goodput": rate, "share": rate * seconds / len(served)}
-            for some, rate in zip(limits, rates, strict=True)]
+    met = [bench.good(served, some) for some in limits]
+    return [{"limits_ms": some, "request_goodput": count / seconds, "share": count / len(served)}
+            for some, count in zip(limits, met, strict=True)]
 
 
 def limits(goodput: dict) -> str:
