@@ -167,6 +167,12 @@ def define_options(name: str, options: type) -> None:
                      module_name=sys.argv[0])
 
 
+def options_of(given, name: str, options: type):
+    """The dataclass with what the flags of `define_options` hold, `given` as absl's FLAGS."""
+    return options(**{field.name: given[f"{name}_{field.name}"].value
+                      for field in dataclasses.fields(options)})
+
+
 def make_strategy(names: str):
     """The strategy that `--strategy` spells, with the options that its flags hold."""
     import strategies
@@ -174,9 +180,7 @@ def make_strategy(names: str):
     options = {}
     parts = names.split("+")
     for name in parts:
-        cls = strategies.find(name).Options
-        options[name] = cls(**{field.name: getattr(flags.FLAGS, f"{name}_{field.name}")
-                               for field in dataclasses.fields(cls)})
+        options[name] = options_of(flags.FLAGS, name, strategies.find(name).Options)
     for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
         owner = max((n for n in strategies.STRATEGIES if flag.name.startswith(f"{n}_")), key=len,
                     default=None)  # of prune and prune_structured, the one that is meant

@@ -35,8 +35,8 @@ def define_flags(shared: dict) -> None:
 
 def run(flags) -> None:
     """Does what the flags of `scripts/scenario.py --scenario=dialogue` say."""
+    from tfspeed import cli
     from tfspeed.scenarios import dialogue_job
     if not flags["engine"].present:
         flags.engine = ENGINE
-    dialogue_job.run(flags, Options(**{field.name: flags[f"dialogue_{field.name}"].value
-                                       for field in dataclasses.fields(Options)}))
+    dialogue_job.run(flags, cli.options_of(flags, "dialogue", Options))
