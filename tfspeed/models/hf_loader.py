@@ -4,6 +4,7 @@ Only safetensors: a PyTorch *.bin file is a pickle, which runs whatever code it 
 """
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import safetensors
@@ -15,7 +16,7 @@ from tfspeed.models.hf_config import config_from_hf
 from tfspeed.models.hf_weights import entries, from_hf, ignorable, prefix_of
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = ("F32", "F16", "BF16")
+_DTYPES = ("F32", "F16", "BF16")
 
 
 def load_hf_folder(folder: str | Path) -> Checkpoint:
@@ -107,38 +108,44 @@ def _plan(folder: Path, config: DecoderConfig, files: dict) -> tuple[dict, int]:
             name = next((n for n in files if n == entry.source or n.endswith("." + entry.source)),
                         entry.source)
         if name not in files:
-            raise TfspeedError("A tensor that config.json asks for is missing.", tensor=name,
-                               folder=str(folder),
-                               hint="The folder is incomplete, or its config is another model's.")
-        shape, dtype = read_header(folder, files[name], name)
-        if shape != entry.shape:
-            raise TfspeedError("A tensor's shape disagrees with config.json.", tensor=name,
-                               expected_shape=entry.shape, shape=shape, folder=str(folder))
-        if dtype not in FLOATS:
-            raise TfspeedError(f"Weights must be of type {', '.join(FLOATS)}.", tensor=name,
-                               type=dtype, hint="Quantized checkpoints: use the original one.")
+            raise no_tensor(folder, name)
         used.add(name)
-        parameters += math.prod(shape)
-        tensors[entry.target] = _reader(folder, files[name], name, entry.how, config)
-    unused = sorted(n for n in files if n not in used and not ignorable(n, config))
-    if unused:
-        raise TfspeedError("The weights hold tensors that config.json has no place for.",
-                           tensors=unused[:6], folder=str(folder),
-                           hint="Running without them would give wrong answers.")
+        parameters += math.prod(entry.shape)
+        tensors[entry.target] = _turned(checked_reader(folder, files, name, entry.shape),
+                                        entry.how, config)
+    check_all_used(folder, (n for n in files if n not in used and not ignorable(n, config)))
     return tensors, parameters
 
 
-def read_header(folder: Path, file, name: str) -> tuple[tuple[int, ...], str]:
-    """Shape and type of a tensor, unread."""
+def no_tensor(folder: Path, name: str) -> TfspeedError:
+    return TfspeedError("A tensor that config.json asks for is missing.", tensor=name,
+                        folder=str(folder),
+                        hint="The folder is incomplete, or its config is another model's.")
+
+
+def check_all_used(folder: Path, unused: Iterable[str]) -> None:
+    """Refuses weights of which some would be left."""
+    if found := sorted(unused):
+        raise TfspeedError("The weights hold tensors that config.json has no place for.",
+                           tensors=found[:6], folder=str(folder),
+                           hint="Running without them would give wrong answers.")
+
+
+def checked_reader(folder: Path, files: dict, name: str, expected: tuple[int, ...]):
+    """What reads a tensor of the open safetensors `files`, whose shape and type are fine."""
+    file = files[name]
     try:
         view = file.get_slice(name)
-        return tuple(view.get_shape()), view.get_dtype()
+        shape, dtype = tuple(view.get_shape()), view.get_dtype()
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise _unreadable(folder, name, error) from error
+    if shape != expected:
+        raise TfspeedError("A tensor's shape disagrees with config.json.", tensor=name,
+                           expected_shape=expected, shape=shape, folder=str(folder))
+    if dtype not in _DTYPES:
+        raise TfspeedError(f"Weights must be of type {', '.join(_DTYPES)}.", tensor=name,
+                           type=dtype, hint="Quantized checkpoints: use the original one.")
 
-
-def reader_of(folder: Path, file, name: str):
-    """What reads a tensor of an open safetensors file."""
     def read():
         try:
             return file.get_tensor(name)
@@ -148,8 +155,7 @@ def reader_of(folder: Path, file, name: str):
     return read
 
 
-def _reader(folder: Path, file, name: str, how: str, config: DecoderConfig):
-    read = reader_of(folder, file, name)
+def _turned(read: Callable, how: str, config: DecoderConfig):
     return lambda: from_hf(read(), how, config)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.models.checkpoint import Checkpoint
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
-from tfspeed.models.hf_loader import FLOATS, read_header, reader_of, tensor_files
+from tfspeed.models.hf_loader import check_all_used, checked_reader, no_tensor, tensor_files
 from tfspeed.models.tokenizer import read_json, tokenizer_from_folder
 from tfspeed.models.whisper_tokens import suppressed_of, whisper_tokenizer
 
@@ -41,24 +41,11 @@ def load_hf_encoder_decoder(folder: Path) -> Checkpoint:
             tensors[ours] = lambda shape=shape: np.zeros(shape, np.float32)
             continue
         if name is None:
-            raise TfspeedError("A tensor that config.json asks for is missing.", tensor=theirs,
-                               folder=str(folder),
-                               hint="The folder is incomplete, or its config is another model's.")
-        found, dtype = read_header(folder, files[name], name)
-        if found != shape:
-            raise TfspeedError("A tensor's shape disagrees with config.json.", tensor=name,
-                               expected_shape=shape, shape=found, folder=str(folder))
-        if dtype not in FLOATS:
-            raise TfspeedError(f"Weights must be of type {', '.join(FLOATS)}.", tensor=name,
-                               type=dtype, hint="Quantized checkpoints: use the original one.")
+            raise no_tensor(folder, theirs)
         used.add(name)
         parameters += math.prod(shape)
-        tensors[ours] = _turned(reader_of(folder, files[name], name), how)
-    unused = sorted(n for n in files if n not in used and not _twice(n))
-    if unused:
-        raise TfspeedError("The weights hold tensors that config.json has no place for.",
-                           tensors=unused[:6], folder=str(folder),
-                           hint="Running without them would give wrong answers.")
+        tensors[ours] = _turned(checked_reader(folder, files, name, shape), how)
+    check_all_used(folder, (n for n in files if n not in used and not _twice(n)))
     parameters += config.hidden_dim * (config.encoder_layers + 2 * config.decoder_layers)  # biases
     whisper = config.family == "whisper"
     tokenizer = whisper_tokenizer(folder) if whisper else tokenizer_from_folder(folder)
