@@ -266,6 +266,8 @@ def _cut(variable, axis: int, indices: Part, step: int = 1) -> Part:
 def _once(variable) -> Part:
     """What is added up over the replicas, and must be there once."""
     def part(replica):
-        return values(variable) if replica == 0 else np.zeros_like(values(variable))
+        if replica:
+            return np.zeros(variable.shape, variable.dtype)
+        return values(variable)
 
     return part
