@@ -100,3 +100,20 @@ class Convertible:
         layers = dict(named_layers(self)) if converted else {}
         for name, config in (converted or {}).items():
             convert(layers[name], keras.saving.deserialize_keras_object(config))
+
+
+class ConvertibleModel(Convertible):
+    """Of models, which have all of their layers once they are made."""
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        converted = config.pop("converted", None)
+        made = cls._of(config)
+        made.take_over(converted)
+        return made
+
+    @classmethod
+    def _of(cls, config: dict):
+        """The model as it was before anything was converted."""
+        return cls(**config)

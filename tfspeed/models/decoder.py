@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from tfspeed.models.config import DecoderConfig, RopeConfig
-from tfspeed.models.conversion import Convertible
+from tfspeed.models.conversion import ConvertibleModel
 
 _ACTIVATIONS = {
     "silu": ops.silu,
@@ -218,7 +218,7 @@ def _whole(block: Block, *args):
 
 
 @keras.saving.register_keras_serializable("tfspeed")
-class Decoder(Convertible, keras.Model):
+class Decoder(ConvertibleModel, keras.Model):
     """The model. `call(tokens)` scores a whole text; `forward` continues one from a state.
 
     Args:
@@ -377,9 +377,5 @@ class Decoder(Convertible, keras.Model):
         return {**super().get_config(), "config": self.config.to_dict()}
 
     @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        converted = config.pop("converted", None)
-        made = cls(DecoderConfig.from_dict(config.pop("config")), **config)
-        made.take_over(converted)
-        return made
+    def _of(cls, config):
+        return cls(DecoderConfig.from_dict(config.pop("config")), **config)

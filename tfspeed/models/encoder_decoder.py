@@ -11,7 +11,7 @@ import warnings
 import keras
 from keras import ops
 
-from tfspeed.models.conversion import Convertible
+from tfspeed.models.conversion import ConvertibleModel
 from tfspeed.models.decoder import MLP, Attention, Norm
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
@@ -127,7 +127,7 @@ def relative_bucket(distance, buckets: int, largest: int, both_ways: bool):
 
 
 @keras.saving.register_keras_serializable("tfspeed")
-class EncoderDecoder(Convertible, keras.Model):
+class EncoderDecoder(ConvertibleModel, keras.Model):
     """The model. `call((source, tokens))` scores whole texts; `encode`, then `forward`, continue
     one from a state.
 
@@ -304,9 +304,5 @@ class EncoderDecoder(Convertible, keras.Model):
         return {**super().get_config(), "config": self.config.to_dict()}
 
     @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        converted = config.pop("converted", None)
-        made = cls(EncoderDecoderConfig.from_dict(config.pop("config")), **config)
-        made.take_over(converted)
-        return made
+    def _of(cls, config):
+        return cls(EncoderDecoderConfig.from_dict(config.pop("config")), **config)

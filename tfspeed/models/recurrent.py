@@ -10,14 +10,14 @@ import tensorflow as tf
 from keras import ops
 
 from tfspeed.errors import TfspeedError
-from tfspeed.models.conversion import Convertible
+from tfspeed.models.conversion import ConvertibleModel
 from tfspeed.models.language_model import LanguageModel, variable_bytes
 
 CELLS = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 
 
 @keras.saving.register_keras_serializable("tfspeed")
-class Recurrent(Convertible, keras.Model):
+class Recurrent(ConvertibleModel, keras.Model):
     """Embedding, recurrent layers, tied output: tokens `[batch, length]` → logits."""
 
     def __init__(self, vocabulary_size: int, hidden_dim: int, num_layers: int = 1,
@@ -64,14 +64,6 @@ class Recurrent(Convertible, keras.Model):
 
     def get_config(self):
         return {**super().get_config(), **self.sizes}
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        converted = config.pop("converted", None)
-        made = cls(**config)
-        made.take_over(converted)
-        return made
 
 
 class RecurrentModel(LanguageModel):
