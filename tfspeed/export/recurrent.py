@@ -29,7 +29,7 @@ def write(path: Path, model: LanguageModel, weights: str, context: int) -> None:
                   tflite.Signature("prefill", 1, context, False)]
     for s in signatures:
         RecurrentLowering(file, model.keras_model, packed, s.name, 1).write(s.logits, padded=False)
-    tflite.describe(file, model, context, signatures, kind=KIND)
+    tflite.describe(file, model, context, kind=KIND, **tflite.of_texts(model, signatures))
     file.write(path)
 
 

@@ -7,7 +7,6 @@ with a decoder's file (see `tflite`): the prompt but for its last token through 
 token by token.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +51,11 @@ def write(path: Path, model, weights: str, context: int) -> None:
     sizes = sorted({min(_SMALLEST, context), context})
     file = TfliteFile(f"{model.name}, exported by tfspeed")
     seq2seq.write(file, config, packed, 1, sizes)
-    tokenizer = model.tokenizer
-    described = {
-        "version": 1, "model": model.name, "context": context, "sizes": sizes,
-        "vocabulary": model.vocabulary_size, "source": config.source, "config": config.to_dict(),
-        "empty_source": [int(t) for t in np.ravel(model.default_source(1))]
-        if config.source == "tokens" else None,
-        "stop_tokens": list(tokenizer.eos_ids) if tokenizer else [],
-        "prompts": _prompts(tokenizer) if config.source == "audio" else None}
-    file.add_metadata(tflite.METADATA, json.dumps(described).encode())
+    audio = config.source == "audio"
+    tflite.describe(
+        file, model, context, sizes=sizes, source=config.source, config=config.to_dict(),
+        empty_source=None if audio else [int(t) for t in np.ravel(model.default_source(1))],
+        prompts=_prompts(model.tokenizer) if audio else None)
     file.write(path)
 
 

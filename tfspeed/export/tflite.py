@@ -87,22 +87,25 @@ def write(path: Path, model: LanguageModel, packed: PackedDecoder, context: int,
     for s in signatures:
         Lowering(file, config, packed, s.name, 1, s.length, s.capacity,
                  longest=min(s.capacity, context)).write(s.logits)
-    describe(file, model, context, signatures)
+    describe(file, model, context, **of_texts(model, signatures))
     file.write(path)
 
 
-def describe(file: TfliteFile, model: LanguageModel, context: int, signatures: list[Signature],
-             **more) -> None:
+def describe(file: TfliteFile, model: LanguageModel, context: int, **more) -> None:
     """Puts into the file what `description` reads."""
-    tokenizer = model.tokenizer
     described = {
         "version": 1, "model": model.name, "context": context,
         "vocabulary": model.vocabulary_size,
-        "signatures": [dataclasses.asdict(s) for s in signatures],
-        "stop_tokens": list(tokenizer.eos_ids) if tokenizer else [],
-        "first_token": tokenizer.bos_id if tokenizer and tokenizer.add_bos else None,
-        "chat_template": tokenizer.chat_template if tokenizer else None, **more}
+        "stop_tokens": list(model.tokenizer.eos_ids) if model.tokenizer else [], **more}
     file.add_metadata(METADATA, json.dumps(described).encode())
+
+
+def of_texts(model: LanguageModel, signatures: list[Signature]) -> dict:
+    """What is described of a model that goes on with a text."""
+    tokenizer = model.tokenizer
+    return {"signatures": [dataclasses.asdict(s) for s in signatures],
+            "first_token": tokenizer.bos_id if tokenizer and tokenizer.add_bos else None,
+            "chat_template": tokenizer.chat_template if tokenizer else None}
 
 
 def description(path: Path) -> dict:
