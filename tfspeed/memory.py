@@ -36,10 +36,10 @@ def lent(array: np.ndarray):
 
 
 def values(variable) -> np.ndarray:
-    """What a Keras variable holds, not to be written to: its own memory, but for types that numpy
-    has none of."""
+    """What a Keras variable or a tensor holds, not to be written to: its own memory, but for types
+    that numpy has none of."""
     import tensorflow as tf
-    tensor = tf.convert_to_tensor(variable.value)
+    tensor = tf.convert_to_tensor(getattr(variable, "value", variable))
     try:
         return np.asarray(memoryview(tensor))
     except ValueError:
@@ -60,14 +60,8 @@ def _private(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def huge_pages(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same arrays in one piece of memory. Consumes a list as it goes, so that little is held
-    twice."""
-    sizes = [-(-a.nbytes // _LINE) * _LINE for a in arrays]
-    memory, at, moved = aligned((sum(sizes),), np.uint8), 0, []
-    for array, size in zip(arrays, sizes, strict=True):
-        place = memory[at:at + array.nbytes].view(array.dtype).reshape(array.shape)
-        place[...] = array
-        moved.append(place)
-        at += size
-    return moved
+def pieces(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Zeros, uint8, of so many bytes each, on cache lines of one piece of memory."""
+    ends = np.cumsum([-(-size // _LINE) * _LINE for size in sizes]).tolist()
+    memory = aligned((ends[-1],), np.uint8)
+    return [memory[at:at + size] for at, size in zip([0, *ends], sizes, strict=False)]

@@ -93,7 +93,22 @@ def test_blobs_begin_on_cache_lines():
     blob = Blob()
     assert [blob.add(np.zeros(n, np.uint8)) for n in (3, 64, 65, 1)] == [0, 64, 128, 256]
     assert blob.add(None) == -1
-    assert blob.array().nbytes == blob.size == 320
+    assert blob.size == 320
+
+
+def test_a_blob_copies_a_weight_of_floats_only_where_it_is_written():
+    """What an engine is made of is as large as the model: it is held once."""
+    weight = pack("w", np.arange(32 * 8, dtype=np.float32).reshape(32, 8), 32)
+    values, _, _ = panels(weight, slice(None))
+    assert np.shares_memory(values, weight.data)
+    blob = Blob()
+    blob.add(np.ones(3, np.float32))
+    at = blob.matrix(weight).values
+    place = np.zeros(blob.size, np.uint8)
+    blob.write(place)
+    assert place[:12].view(np.float32).tolist() == [1, 1, 1]
+    panel = place[at:at + weight.data.nbytes].view(np.float32).reshape(2, 8, 16)
+    assert np.array_equal(panel[1, 5], weight.data[16:, 5])
 
 
 SCORES = """

@@ -7,6 +7,7 @@ import numpy as np
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.gptq import pack_int4
 from tfspeed.litert.weights import BLOCKS, Weight, fitting, pack
+from tfspeed.memory import values
 from tfspeed.models.low_rank import LowRankDense
 from tfspeed.models.packed import Packed, PackedDense
 
@@ -90,10 +91,10 @@ def integers(layer: Packed, name: str = "") -> Weight | None:
     bits, block = layer.packing["bits"], layer.packing["block"]
     if block not in BLOCKS or (bits == 8 and block):
         return None
-    values, scales = (np.asarray(keras.ops.convert_to_numpy(v)) for v in (layer.values,
+    packed, scales = (np.asarray(keras.ops.convert_to_numpy(v)) for v in (layer.values,
                                                                          layer.scales))
     return Weight(name, "INT8" if bits == 8 else "INT4", tuple(layer.packing["shape"]),
-                  values if bits == 8 else values.reshape(-1), scales if block else scales[:, 0],
+                  packed if bits == 8 else packed.reshape(-1), scales if block else scales[:, 0],
                   block)
 
 
@@ -107,4 +108,4 @@ def _matrix(layer) -> np.ndarray | Weight:
         found = integers(layer)
         if found is not None:
             return found
-    return np.array(array(layer.kernel).T, order="C")
+    return np.array(values(layer.kernel).T, np.float32, order="C")

@@ -12,7 +12,7 @@ import numpy as np
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product
 from tfspeed.litert.panels import LANES, Blob, Matrix
-from tfspeed.memory import aligned, huge_pages
+from tfspeed.memory import aligned, pieces
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import alibi_slopes
 
@@ -105,7 +105,11 @@ def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool,
             raise TfspeedError("The fused engine takes matrices of up to 2 GB together in a layer.",
                                bytes=blob.size, hint="Use fewer bits, or --engine=litert.")
     words = np.frombuffer(bytes(plan) + bytes(layers), np.int32)
-    return FusedPlan(huge_pages([words, *(blob.array() for blob in (shared, *blobs))]))
+    own, *places = pieces([words.nbytes, shared.size, *(blob.size for blob in blobs)])
+    own.view(np.int32)[:] = words
+    for blob, place in zip((shared, *blobs), places, strict=True):
+        blob.write(place)
+    return FusedPlan([own.view(np.int32), *places])
 
 
 def first_layers(plan: FusedPlan, count: int) -> FusedPlan:

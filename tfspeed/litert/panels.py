@@ -25,20 +25,20 @@ class Matrix(ctypes.Structure):
 
 
 class Blob:
-    """Arrays one behind the other, each on a cache line."""
+    """Arrays one behind the other, each on a cache line. They are copied once, by `write`: panels
+    of floats are views of their weight until then."""
 
     def __init__(self):
-        self._parts: list[np.ndarray] = []
+        self._parts: list[tuple[int, np.ndarray]] = []
         self.size = 0
 
     def add(self, array: np.ndarray | None) -> int:
         """Its offset in bytes; -1 for None."""
         if array is None:
             return -1
-        at, flat = self.size, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        padding = np.zeros(-len(flat) % _ALIGNMENT, np.uint8)
-        self._parts += [flat, padding]
-        self.size += len(flat) + len(padding)
+        at = self.size
+        self._parts.append((at, np.asarray(array)))
+        self.size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return at
 
     def matrix(self, weight: Weight, rows: slice = slice(None),
@@ -51,9 +51,11 @@ class Blob:
         return Matrix(_KINDS[weight.type], count, weight.shape[1], group, self.add(values),
                       self.add(scales), self.add(bias))
 
-    def array(self) -> np.ndarray:
-        """uint8 `[size]`."""
-        return np.concatenate(self._parts)
+    def write(self, place: np.ndarray) -> None:
+        """Into uint8 `[size]`; each array is let go once it is there."""
+        for at, array in self._parts:
+            place[at:at + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+        self._parts.clear()
 
 
 def panels(weight: Weight, rows: slice):
@@ -61,7 +63,8 @@ def panels(weight: Weight, rows: slice):
     cols = weight.shape[1]
     if weight.scales is None:
         part = weight.data[rows]
-        part = np.pad(part, ((0, -len(part) % LANES), (0, 0)))
+        if len(part) % LANES:  # where nothing is filled up it would copy all
+            part = np.pad(part, ((0, -len(part) % LANES), (0, 0)))
         return part.reshape(-1, LANES, cols).transpose(0, 2, 1), None, cols
     part = weight.integers()[rows]
     count = len(part)
