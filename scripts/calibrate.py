@@ -2,6 +2,8 @@
 
     python scripts/calibrate.py                    calibrates; the file is kept in the cache folder
     python scripts/calibrate.py --check            predicts and measures 72 other configurations
+    python scripts/calibrate.py --check_choice     measures a grid of 42 configurations, and what
+                                                   the planner would have chosen of it
     python scripts/calibrate.py --engines=fused    leaves out the compiled engines: a third of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
@@ -23,7 +25,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("threads", None, "numbers of threads; default: 1 and all cores")
 flags.DEFINE_string("engines", "fused,graph,xla", "engines, joined by commas")
 flags.DEFINE_bool("check", False, "predict and measure configurations that no calibration reads")
-flags.DEFINE_string("output", "calibration_check.json", "for --check: where its rows are written")
+flags.DEFINE_bool("check_choice", False,
+                  "measure a whole grid beside what the planner chooses of it")
+flags.DEFINE_string("output", "calibration_check.json", "for the checks: where rows are written")
 flags.DEFINE_string("picture", "calibration_check.png", "for --check: measured over predicted")
 
 

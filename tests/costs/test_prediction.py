@@ -74,8 +74,9 @@ def test_a_prompt_is_read_in_pieces():
     calls = fused_time.prefill_calls(batch=3, prompt=400)
     assert [(c.count, c.slot, c.logits) for c in calls] == [
         (170, 0, False), (170, 170, False), (60, 340, True)]
-    assert [list(fused_time.tiles(rows)) for rows in (1, 3, 13, 23)] == [
-        [1], [2, 1], [12, 1], [12, 8, 2, 1]]
+    assert [fused_time.tiles(rows) for rows in (1, 3, 13, 23, 26)] == [
+        [(1, 1)], [(2, 1), (1, 1)], [(12, 1), (1, 1)], [(12, 1), (8, 1), (2, 1), (1, 1)],
+        [(12, 2), (2, 1)]]
 
 
 def test_a_fit_finds_the_constants():

@@ -1,5 +1,7 @@
 """Measures a machine in a minute, and fits the constants of `calibration.py` to it."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -18,8 +20,8 @@ from tfspeed.costs.prediction import Bandwidth
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
-READS = [64 << 20, 128 << 20, 256 << 20, 768 << 20]  # bytes
-_FEW_READS = [64 << 20, 256 << 20, 512 << 20]
+READS = [64 << 20, 128 << 20, 256 << 20, 512 << 20]  # bytes
+_FEW_READS = [64 << 20, 512 << 20]
 
 
 _TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
@@ -34,14 +36,25 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibrat
     plan = {count: {engine: cases.calibration(engine, count, short=count != threads[0])
                     for engine in engines} for count in threads}
     steps = sum(2 + len(chosen) for each in plan.values() for chosen in each.values())
-    with bar.task("calibrating", steps) as advance:
-        for count in threads:
-            with Observer(count) as observer:
-                found[count], fits[str(count)] = _one(
-                    observer, plan[count], found.get(threads[0], {}), advance)
+    with bar.task("calibrating", steps) as advance, contextlib.ExitStack() as stack:
+        for observer in _started(threads, stack):
+            count = observer.threads
+            found[count], fits[str(count)] = _one(
+                observer, plan[count], found.get(threads[0], {}), advance)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits,
                        dataclasses.asdict(loopback.measure()))
+
+
+def _started(threads: list[int], stack: contextlib.ExitStack) -> list[Observer]:
+    """One of each, started together: importing TensorFlow takes seconds, and one that is not
+    asked sleeps."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        starting = [pool.submit(Observer, count) for count in threads]
+    for future in starting:
+        if not future.exception():
+            stack.enter_context(future.result())
+    return [future.result() for future in starting]
 
 
 def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,

@@ -39,6 +39,7 @@ MODELS = {  # a calibration's
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
     "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 16384),
+    "cal-huge": _decoder(2, 2048, 16, 4, 128, 6144, 16384),  # 520 MB: beyond a server's cache
     # Held out: no calibration reads them.
     "llama-60m": _decoder(8, 640, 10, 5, 64, 1792, 24576),
     "gpt2-85m": _decoder(9, 768, 12, 12, 64, 3072, 20480, **_PLAIN),
@@ -51,10 +52,13 @@ DEFAULT_MODEL = "smollm2-135m"
 def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
     """The generations that the constants of a kind of engine are fitted to; `short`: where those
     of another number of threads are known already."""
-    chosen = (_FUSED_SHORT if short else _FUSED) if engine == "fused" else (
-        _COMPILED_SHORT if short else _COMPILED)
-    return [Case(model, f"{engine}:{form}" if form else engine, threads, *load)
-            for model, forms, loads in chosen for form in forms for load in loads]
+    if engine == "fused":
+        return [Case(model, f"fused:{form}", threads, *load)
+                for model, forms, loads in (_FUSED_SHORT if short else _FUSED)
+                for form in forms for load in loads]
+    return [Case(model, engine, threads, *load)
+            for model, engines, loads in (_COMPILED_SHORT if short else _COMPILED)
+            if engine in engines for load in loads]
 
 
 _ALL = ("float32", "float16", "int8", "int4,head=int4")
@@ -65,16 +69,19 @@ _FUSED = [  # model, formats, loads: batch, prompt, new
     ("cal-middle", ("float32", "int8"), ((1, 64, 16), (4, 120, 12), (12, 40, 12), (1, 900, 12))),
     ("cal-middle", ("float16", "int4,head=int4"), ((1, 64, 16), (3, 100, 12), (1, 900, 12))),
     ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
-    ("cal-large", ("float32", "float16", "int8"), ((1, 48, 12), (3, 24, 8)))]
+    ("cal-huge", ("float32", "float16", "int8"), ((1, 48, 12), (3, 24, 8)))]
 _FUSED_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16), (7, 32, 12))),
-    ("cal-middle", ("float32", "int8", "int4,head=int4"), ((1, 64, 16), (4, 120, 12)))]
+    ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
+    ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
+    ("cal-middle", ("float16",), ((1, 64, 16), (3, 100, 12))),
+    ("cal-huge", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
 _COMPILED = [
-    ("cal-small", ("",), ((1, 300, 12),)),
-    ("cal-thin", ("",), ((1, 60, 20),)),
-    ("cal-middle", ("",), ((4, 120, 12),)),
-    ("cal-large", ("",), ((1, 40, 8),))]
-_COMPILED_SHORT = [("cal-middle", ("",), ((2, 90, 12),))]
+    ("cal-small", ("graph", "xla"), ((1, 300, 12),)),
+    ("cal-thin", ("graph",), ((1, 60, 20),)),  # what a layer costs that xla has no operators of
+    ("cal-middle", ("graph", "xla"), ((4, 120, 12),)),
+    ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
+_COMPILED_SHORT = [("cal-middle", ("graph", "xla"), ((2, 90, 12),))]
 
 
 def held_out(threads: int) -> list[Case]:

@@ -1,7 +1,10 @@
-"""Predicts and measures configurations that no calibration has seen: table, picture, JSON."""
+"""Predicts and measures configurations that no calibration has seen: table, picture, JSON; and the
+planner's choice beside a whole grid."""
 
+import dataclasses
 import functools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from tfspeed.costs import cases, shapes
+from tfspeed.costs import cases, choosing, shapes
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.observing import Observer
 from tfspeed.costs.prediction import Load, Predictor
@@ -34,10 +37,32 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
                     for case in chosen[count]:
                         advance(case.label)
                         rows.append(_row(predictor, case, observer.observe(case)))
-                        _write(output, rows)  # what was measured stays, whatever comes
+                        _write_rows(output, rows)  # what was measured stays, whatever comes
     finally:
         if rows:
             _report(rows, output, picture_path)
+
+
+def run_choice(made: Calibration, threads: list[int], output: str) -> None:
+    """Measures all of `choosing`'s grid, and prints how far the planner's choices are from it."""
+    guesses, seconds = choosing.predicted(_shape(cases.DEFAULT_MODEL), Predictor(made), threads)
+    truths, begin, bar = [], time.perf_counter(), Progress()
+    with bar.task("measuring every point", len(guesses)) as advance:
+        seen = {}
+        for count in threads:
+            with Observer(count) as observer:
+                for point in guesses:
+                    if point.threads == count:
+                        advance(choosing.case(point).label)
+                        seen[point] = observer.observe(choosing.case(point))
+        truths = [choosing.measured(point, seen[point]) for point in guesses]
+    spent, rows = time.perf_counter() - begin, choosing.judge(guesses, truths)
+    _write(output, {"rows": rows, "points": [
+        {**dataclasses.asdict(choosing.case(truth)), "ttft_s": truth.ttft_s,
+         "tpot_s": truth.tpot_s, "predicted": {"ttft_s": guess.ttft_s, "tpot_s": guess.tpot_s}}
+        for guess, truth in zip(guesses, truths, strict=True)],
+        "predicting_s": seconds, "measuring_s": spent})
+    _report_choice(rows, len(guesses), seconds, spent, output)
 
 
 def _row(predictor: Predictor, case: cases.Case, seen: dict) -> dict:
@@ -74,10 +99,13 @@ def summary(rows: list[dict]) -> list[tuple]:
             for what, errors in [*sorted(groups.items()), ("all", every)]]
 
 
-def _write(output: str, rows: list[dict]) -> None:
+def _write_rows(output: str, rows: list[dict]) -> None:
+    _write(output, {"rows": rows, "summary": summary(rows)})
+
+
+def _write(output: str, found: dict) -> None:
     try:
-        Path(output).write_text(json.dumps({"rows": rows, "summary": summary(rows)}, indent=1)
-                                + "\n", encoding="utf-8")
+        Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise TfspeedError("The check cannot be written.", output=output,
                            cause=error.strerror) from error
@@ -85,7 +113,7 @@ def _write(output: str, rows: list[dict]) -> None:
 
 def _report(rows: list[dict], output: str, picture_path: str) -> None:
     found = summary(rows)
-    _write(output, rows)
+    _write_rows(output, rows)
     try:
         Path(picture_path).write_bytes(
             pictures.rendered(predictions.painter(rows), predictions.SIZE))
@@ -109,3 +137,17 @@ def _report(rows: list[dict], output: str, picture_path: str) -> None:
     console.print(table)
     console.print(f"{len(rows)} configurations. Rows: {output}   Picture: {picture_path}",
                   highlight=False, soft_wrap=True)
+
+
+def _report_choice(rows: list[dict], points: int, seconds: float, spent: float,
+                   output: str) -> None:
+    table = rich.table.Table("goal", "chosen", "best of the grid", "behind",
+                             box=rich.box.SIMPLE_HEAD)
+    for row in rows:
+        behind = f"{row['behind']:+.1%}" + ("" if row["allowed"] else ", over its bound")
+        table.add_row(row["goal"], row["chosen"],
+                      "the same" if row["best"] == row["chosen"] else row["best"], behind)
+    console = rich.console.Console()
+    console.print(table)
+    console.print(f"Predicting {points} points took {seconds:.2f} s, measuring them {spent:.0f} s."
+                  f"   Rows: {output}", highlight=False, soft_wrap=True)

@@ -14,13 +14,15 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
                texts, and of looking for the largest of a text's logits
 
 All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
-products get, where a step's bytes lie near (64 MB) and far (256 MB); and `blunt`, how well floats
-are read while others are multiplied (their kernel keeps no more than one panel ahead).
+products get, where a step's bytes lie near (64 MB), far (256 MB) and beyond (600 MB); and `blunt`,
+how well floats are read while others are multiplied (their kernel keeps no more than one panel
+ahead).
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tfspeed.costs.computation import filled_step
 from tfspeed.costs.shapes import Matrix, Shape, up_to
@@ -28,7 +30,9 @@ from tfspeed.costs.shapes import Matrix, Shape, up_to
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
 ROWS = 512  # tokens of a call, see engines/fused.py
 _SHARP = 4
-_NEAR, _FAR = 64e6, 256e6  # bytes
+# Bytes of a step. A server's last-level cache (260 MB of it are shared on the VM that this was
+# written on) holds some of what is far, and nearly nothing of what is beyond.
+_NEAR, _FAR, _BEYOND = 64e6, 256e6, 600e6
 TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
 _TILE = 8  # query rows that attention reads keys for together
 
@@ -37,7 +41,7 @@ START = {  # seconds; where a fit begins
     "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
     **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
     **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
-    "reach_near": 1.1, "reach_far": 1.0, "blunt": 2.0,
+    "reach_near": 1.1, "reach_far": 1.0, "reach_beyond": 0.95, "blunt": 2.0,
 }
 
 
@@ -62,12 +66,16 @@ def prefill_calls(batch: int, prompt: int) -> list[Call]:
             for at in range(0, prompt, length)]
 
 
-def tiles(rows: int) -> Iterator[int]:
-    """The rows of each time that a panel of weights is gone through, see kernels/matrix.h."""
+@functools.cache
+def tiles(rows: int) -> list[tuple[int, int]]:
+    """How many times a panel of weights is gone through for so many rows at once, see
+    kernels/matrix.h: `(rows, times)`, in the order that it does it."""
+    found = []
     for size in TILES:
-        while rows >= size:
-            rows -= size
-            yield size
+        times, rows = divmod(rows, size)
+        if times:
+            found.append((size, times))
+    return found
 
 
 def longer(computing: float, reading: float, corner: float = _SHARP) -> float:
@@ -79,8 +87,10 @@ def longer(computing: float, reading: float, corner: float = _SHARP) -> float:
 def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
             read: float) -> float:
     """Bytes a second that products read at in steps of `read` bytes."""
-    far = min(1.0, max(0.0, math.log(read / _NEAR) / math.log(_FAR / _NEAR)))
-    return bandwidth(read) * constants["reach_near"]**(1 - far) * constants["reach_far"]**far
+    far, beyond = (min(1.0, max(0.0, math.log(read / low) / math.log(high / low)))
+                   for low, high in ((_NEAR, _FAR), (_FAR, _BEYOND)))
+    return (bandwidth(read) * constants["reach_near"]**(1 - far)
+            * constants["reach_far"]**(far - beyond) * constants["reach_beyond"]**beyond)
 
 
 class FusedTime:
@@ -130,11 +140,13 @@ class FusedTime:
     def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[matrix.bits]
         size = matrix.panel_values / self.threads
-        first, *others = (size * longer(c[f"wait_{kind}"], c[f"multiply_{kind}"] * count)
-                          for count in tiles(rows))
+        wait, multiply = c[f"wait_{kind}"], c[f"multiply_{kind}"]
+        spent = [(size * longer(wait, multiply * count), times) for count, times in tiles(rows)]
+        first = spent[0][0]
         # The first tile waits for memory; those after it find the panel in the cache.
         corner = c["blunt"] if matrix.bits > 8 else _SHARP
-        return longer(first, matrix.nbytes / speed, corner) + sum(others)
+        waited = longer(first, matrix.nbytes / speed, corner)
+        return waited + sum(seconds * times for seconds, times in spent) - first
 
     def _values(self, matrices, attention, rows: int) -> float:
         query_key_value, out, up, down = matrices

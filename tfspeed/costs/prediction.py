@@ -37,9 +37,13 @@ class Bandwidth:
     def __init__(self, measured: list):
         kept = [(size, speed) for size, speed in measured if size >= SMALLEST_READ] or measured
         self._sizes, self._speeds = np.log(np.array(kept)).T
+        self._known: dict[float, float] = {}  # a fit asks for the same sizes thousands of times
 
     def __call__(self, size: float) -> float:
-        return float(np.exp(np.interp(np.log(max(1.0, size)), self._sizes, self._speeds)))
+        if size not in self._known:
+            at = np.log(max(1.0, size))
+            self._known[size] = float(np.exp(np.interp(at, self._sizes, self._speeds)))
+        return self._known[size]
 
 
 class Predictor:

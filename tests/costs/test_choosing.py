@@ -1,0 +1,67 @@
+"""What is chosen by predictions is judged by what was measured."""
+
+import dataclasses
+
+import pytest
+
+from tests.costs.calibrations import made_up
+from tfspeed.costs import calibrating, cases, choosing, shapes
+from tfspeed.costs.prediction import Predictor
+from tfspeed.errors import TfspeedError
+
+
+@pytest.fixture(scope="module")
+def points():
+    shape = shapes.decoder(cases.MODELS["llama-60m"])
+    return choosing.predicted(shape, Predictor(made_up()), [1, 2])[0]
+
+
+def as_measured(points, **slower):
+    """The same times, but for an engine that takes so many times as long."""
+    return [choosing.measured(p, {"ttft_s": [p.ttft_s], "tpot_s": [
+        p.tpot_s * slower.get(p.quality.engine.replace(":", "_"), 1)]}) for p in points]
+
+
+def test_the_grid_has_every_engine_thread_and_batch(points):
+    assert len({choosing.case(p) for p in points}) == len(points) == 7 * 2 * 3
+
+
+def test_true_predictions_are_never_behind(points):
+    rows = choosing.judge(points, as_measured(points))
+    assert len(rows) > 9
+    assert all(row["behind"] == 0 and row["allowed"] and row["chosen"] == row["best"]
+               for row in rows)
+
+
+def test_a_choice_that_is_slower_than_predicted_is_behind(points):
+    rows = choosing.judge(points, as_measured(points, fused_int8=10))
+    found = {row["goal"]: row for row in rows}["fastest at batch 1, at least 8 bits"]
+    assert found["chosen"].startswith("fused:int8")
+    assert not found["best"].startswith("fused:int8")
+    assert found["behind"] > 0.5
+
+
+def test_a_bound_that_only_the_prediction_keeps(points):
+    truths = [dataclasses.replace(p, tpot_s=10 * p.tpot_s, e2e_s=10 * p.e2e_s) for p in points]
+    rows = {row["goal"]: row for row in choosing.judge(points, truths)}
+    assert any(not row["allowed"] for row in rows.values())
+
+
+def test_an_observer_that_does_not_start_leaves_none_behind(monkeypatch):
+    closed = []
+
+    class Fake:
+        def __init__(self, threads):
+            if threads == 2:
+                raise TfspeedError("no such threads", threads=threads)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            closed.append(self)
+
+    monkeypatch.setattr(calibrating, "Observer", Fake)
+    with pytest.raises(TfspeedError, match="no such threads"):
+        calibrating.calibrate([1, 2], [], calibrating.Progress())
+    assert len(closed) == 1

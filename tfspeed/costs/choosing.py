@@ -1,0 +1,92 @@
+"""The planner's choice beside a grid of configurations that are all measured: how far it is from
+the best of them, and what the measuring would have cost."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tfspeed.costs import planner
+from tfspeed.costs.cases import DEFAULT_MODEL, Case
+from tfspeed.costs.planner import Budget, Point, Quality
+from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.shapes import Shape
+
+ENGINES = ("graph", "xla", "fused", "fused:float16", "fused:int8", "fused:int4",
+           "fused:int4,head=int4")
+BATCHES = 1, 4, 16
+PROMPT_TOKENS, NEW_TOKENS = 64, 24
+_TPOT_MS = 4, 8, 16, 32  # bounds under which the most tokens a second are looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a point is wanted for: the least `cost` of those that `allowed` lets through."""
+
+    name: str
+    allowed: Callable[[Point], bool]
+    cost: Callable[[Point], float]
+
+
+def goals() -> list[Goal]:
+    """The fastest of a batch, with and without rounded weights; the most tokens a second, within
+    some times per token."""
+    found = []
+    for batch in BATCHES:
+        for kind, kept in (("any", ""), ("at least 8 bits", "int4"), ("floats", "int")):
+            found.append(Goal(f"fastest at batch {batch}, {kind}",
+                              lambda p, batch=batch, kept=kept: p.load.batch == batch
+                              and not (kept and kept in p.quality.engine), lambda p: p.e2e_s))
+    for bound in _TPOT_MS:
+        found.append(Goal(f"most tokens/s within {bound} ms each",
+                          lambda p, bound=bound: p.meets(Budget(tpot_ms=bound)),
+                          lambda p: 1 / p.output_tokens_per_s))
+    return found
+
+
+def predicted(shape: Shape, predictor: Predictor, threads: list[int]) -> tuple[list[Point], float]:
+    """The points of the grid, and how many seconds that took."""
+    begin = time.perf_counter()
+    known = [Quality("baseline", (), engine, None, "") for engine in ENGINES]
+    loads = [Load(batch, PROMPT_TOKENS, NEW_TOKENS) for batch in BATCHES]
+    points = planner.search(shape, predictor, known, loads, threads, 1, max(threads))
+    return points, time.perf_counter() - begin
+
+
+def case(point: Point) -> Case:
+    return Case(DEFAULT_MODEL, point.quality.engine, point.threads, point.load.batch,
+                PROMPT_TOKENS, NEW_TOKENS)
+
+
+def measured(point: Point, seen: dict) -> Point:
+    """The point with the times that an `Observer` saw."""
+    first, each = (float(np.median(seen[name])) for name in ("ttft_s", "tpot_s"))
+    return dataclasses.replace(point, ttft_s=first, tpot_s=each,
+                               e2e_s=first + (NEW_TOKENS - 1) * each)
+
+
+def judge(guesses: list[Point], truths: list[Point]) -> list[dict]:
+    """For each goal that can be reached: what the predictions choose, what the measurements would,
+    how much the one is `behind` the other (0 where they are the same), and whether it is `allowed`
+    as it was measured: a bound may be broken that was predicted to be kept.
+
+    Args:
+        truths: the points of `guesses`, in their order, as they were measured.
+    """
+    rows = []
+    for goal in goals():
+        hoped, able = ([i for i, point in enumerate(points) if goal.allowed(point)]
+                       for points in (guesses, truths))
+        if hoped and able:
+            chosen = min(hoped, key=lambda i: goal.cost(guesses[i]))
+            best = min(able, key=lambda i: goal.cost(truths[i]))
+            rows.append({"goal": goal.name, "chosen": _label(truths[chosen]),
+                         "best": _label(truths[best]),
+                         "behind": goal.cost(truths[chosen]) / goal.cost(truths[best]) - 1,
+                         "allowed": goal.allowed(truths[chosen])})
+    return rows
+
+
+def _label(point: Point) -> str:
+    return f"{point.quality.engine}, {point.threads} threads, batch {point.load.batch}"
