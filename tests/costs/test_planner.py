@@ -114,6 +114,20 @@ def test_the_cache_on_paper_is_that_of_the_engine():
     assert memory.variable_bytes(shape) == model.weights_bytes
 
 
+def test_a_cache_that_has_grown_was_held_beside_the_one_before():
+    for tokens, times in ((100, 1), (300, 1.5)):
+        needed = memory.needed(SHAPE, "fused", 2, tokens, 20)
+        assert needed.cache == times * memory.fused_cache_bytes(SHAPE, 2, tokens + 20, 4)
+
+
+def test_packing_integers_needs_more_than_a_short_text_does():
+    short, long = (memory.needed(SHAPE, "fused:int8", batch, 100, 20) for batch in (1, 64))
+    assert short.packing > short.cache + short.activations
+    assert short.total < long.total
+    assert long.total == pytest.approx(memory.RUNTIME_BYTES + long.variables + long.packed
+                                       + long.cache + long.activations)
+
+
 def test_memory_grows_with_the_batch_and_shrinks_with_the_bits():
     def total(engine, batch=1):
         return memory.needed(SHAPE, engine, batch, 64, 16).total

@@ -132,8 +132,9 @@ def test_nothing_that_is_checked_was_calibrated_on():
 
 
 def row_of(engine):
-    return {"batch": 1, "prompt_tokens": 8, "new_tokens": 4, "ttft_s": {"median": 1e-3},
-            "tpot_s": {"median": 2e-4}, "e2e_s": {"median": 2e-3}}
+    return {"strategy": "baseline", "batch": 1, "prompt_tokens": 8, "new_tokens": 4,
+            "ttft_s": {"median": 1e-3}, "tpot_s": {"median": 2e-4}, "e2e_s": {"median": 2e-3},
+            "peak_rss_bytes": 7e8}
 
 
 def test_a_row_has_its_prediction_and_the_error(cache):
@@ -142,7 +143,9 @@ def test_a_row_has_its_prediction_and_the_error(cache):
     engine = engines.create("graph", tiny_decoder())
     found, note = rows.with_prediction(row_of(engine), engine, 2)
     assert note == ""
-    assert set(found["predicted"]) == {"ttft_s", "tpot_s", "e2e_s"}
+    assert set(found["predicted"]) == {"ttft_s", "tpot_s", "e2e_s", "peak_rss_bytes"}
+    assert found["prediction_error"]["peak_rss_bytes"] == pytest.approx(
+        found["predicted"]["peak_rss_bytes"] / 7e8 - 1)
     assert found["prediction_error"]["tpot_s"] == pytest.approx(
         found["predicted"]["tpot_s"] / 2e-4 - 1)
     assert json.dumps(found)

@@ -1,9 +1,12 @@
 """Bytes that a model needs where it runs: weights, KV cache, activations, and the peak of getting
 there.
 
-`graph` and `xla` give back new caches: for the length of a step there are two. `fused` keeps one,
-in blocks whose size doubles from 256 slots, heads filled up to sixteen; beside the float32
-variables it holds the matrices twice, as they were packed and in panels.
+`graph` and `xla` give back new caches: for the length of a step there are two; beside that, the
+scores of one layer (`xla` lays out those before and after the softmax, and the widest values, in
+one piece), and the traced functions, which grow with the layers. `fused` keeps one cache, in blocks
+whose size doubles from 256 slots (half as much again is held while it is copied), heads filled up
+to sixteen; beside the float32 variables it holds the matrices twice, as they were packed and in
+panels, and while integers are put into panels four bytes of each of the largest one's values.
 """
 
 import dataclasses
@@ -15,6 +18,9 @@ from tfspeed.litert.formats import Formats
 
 RUNTIME_BYTES = 670e6  # Python and TensorFlow with nothing loaded (BUILD.md, Export)
 _SMALLEST_CACHE = 256  # slots, see engines/fused.py
+# Of traced and compiled functions, and of each of their layers: measured on models of 5 to 30
+# layers (BUILD.md).
+_FUNCTIONS = {"graph": (85e6, 2.3e6), "xla": (100e6, 9.4e6)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,38 +30,53 @@ class Memory:
     Attributes:
         variables: what the Keras model holds.
         packed: the matrices as the engine keeps them beside that; 0 where it reads the variables.
-        cache: keys and values of all rows.
+        cache: keys and values of all rows, at their most.
         activations: what a call needs besides.
+        functions: what was traced and compiled.
+        packing: what is held before there is a cache, while matrices are packed.
     """
 
     variables: float
     packed: float
     cache: float
     activations: float
+    functions: float = 0.0
+    packing: float = 0.0
 
     @property
     def total(self) -> float:
-        """Of a process that has nothing else loaded."""
-        return RUNTIME_BYTES + self.variables + self.packed + self.cache + self.activations
+        """The most that a process has resident that has nothing else loaded."""
+        return (RUNTIME_BYTES + self.variables + self.packed + self.functions
+                + max(self.packing, self.cache + self.activations))
 
 
 def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int) -> Memory:
     """Args:
         shape: as the model's layers are; the engine's name says what it packs them to.
     """
-    variables = variable_bytes(shape)
-    if engine.partition(":")[0] == "fused":
+    variables, kind = variable_bytes(shape), engine.partition(":")[0]
+    if kind == "fused":
         formats = Formats.of_engine(engine)
-        packed = shape.stored(formats).step_weight_bytes
+        stored = shape.stored(formats)
         cache = fused_cache_bytes(shape, batch, prompt + new_tokens, formats.cache_itemsize)
-        return Memory(variables, 2 * packed, cache, _fused_scratch(shape, batch, prompt))
+        if prompt + new_tokens > _SMALLEST_CACHE:
+            cache += cache // 2  # that which it grew from
+        return Memory(variables, 2 * stored.step_weight_bytes, cache,
+                      _fused_scratch(shape, batch, prompt), packing=_packing(stored))
     length, capacity = padded_lengths(prompt, new_tokens)
     cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     rows = batch * length
-    widest = max((m.outputs for layer in shape.layers for m in layer), default=0)
-    scores = max((a.heads for a in shape.attention), default=0) * rows * capacity
-    activations = 4 * (2 * scores + 3 * rows * widest + batch * shape.vocabulary)
-    return Memory(variables, 0, 2 * cache, activations)
+    scores = 4 * max((a.heads for a in shape.attention), default=0) * rows * capacity
+    activations = scores + 4 * batch * shape.vocabulary
+    if kind == "xla":
+        widest = max((m.outputs for layer in shape.layers for m in layer), default=0)
+        activations += scores + 4 * rows * widest
+    base, layer = _FUNCTIONS.get(kind, (0, 0))
+    return Memory(variables, 0, 2 * cache, activations, base + layer * len(shape.layers))
+
+
+def _packing(stored: Shape) -> float:
+    return 4 * max((m.parameters for m in stored.matrices if m.bits < 16), default=0)
 
 
 def variable_bytes(shape: Shape) -> int:

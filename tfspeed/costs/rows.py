@@ -2,7 +2,7 @@
 
 import functools
 
-from tfspeed.costs import calibration, shapes
+from tfspeed.costs import calibration, memory, shapes
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
@@ -14,7 +14,7 @@ def with_prediction(row: dict, engine, threads: int) -> tuple[dict, str]:
     """What is to be added to a row, and to its notes ("" for nothing).
 
     Args:
-        row: with its latencies, `batch`, `prompt_tokens` and `new_tokens`.
+        row: with its strategy, latencies, `batch`, `prompt_tokens` and `new_tokens`.
         engine: that made it.
         threads: that an operator could use.
     """
@@ -32,7 +32,11 @@ def _predicted(row: dict, engine, threads: int) -> dict:
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
     shape = shapes.of(engine.model)
     found = _predictor().latency(shape, engine.name, threads, load)
-    return {name: found[name] for name in _LATENCIES if name in found}
+    said = {name: found[name] for name in _LATENCIES if name in found}
+    if row["strategy"] == "baseline":  # what a strategy holds while it is applied is its own matter
+        said["peak_rss_bytes"] = memory.needed(shape, engine.name, load.batch, load.prompt_tokens,
+                                               load.new_tokens).total
+    return said
 
 
 @functools.cache
