@@ -2,6 +2,7 @@
 
 import json
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.engines.test_engines import generate
 from tests.serving.serving import ask, events, serving, tiny_chat_model, wait_until
 from tfspeed import engines
+from tfspeed.serving.http.answers import Answers
 from tfspeed.serving.http.asked import Limits
+from tfspeed.serving.request import Update
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,16 @@ def test_a_completion_has_the_engines_tokens(port):
     assert [c["index"] for c in several["choices"]] == [0, 1, 2, 3]
     assert texts[0] == texts[1] == answer["choices"][0]["text"]
     assert several["usage"]["prompt_tokens"] == 8
+
+
+def test_an_event_is_one_line_to_every_client():
+    """str.splitlines, as httpx uses it, ends a line at these too; a model may well write them."""
+    said = "a\u2028b\x85c\u2029d\x0be é"
+    asked = types.SimpleNamespace(chat=False, logprobs=None, echo=False)
+    event = Answers(asked, "m", None, [None]).piece(0, Update(said))
+    line, empty = event.splitlines()
+    assert empty == ""
+    assert json.loads(line.removeprefix("data: "))["choices"][0]["text"] == said
 
 
 def test_a_stream_has_the_same_text(port):

@@ -69,8 +69,8 @@ class Answers:
         head = self._head
         if self._asked.chat:
             head = {**head, "object": "chat.completion.chunk"}
-        value = json.dumps({**head, "choices": choices, **more}, ensure_ascii=False,
-                           separators=(",", ":"))
+        # ASCII: some clients (httpx) end a line at U+0085 and U+2028 too, in mid-text.
+        value = json.dumps({**head, "choices": choices, **more}, separators=(",", ":"))
         return f"data: {value}\n\n"
 
     def _content(self, key: str, text: str) -> dict:
