@@ -92,6 +92,12 @@ def test_a_stream_ends_with_what_a_recording_gives(transcriber):
     whole = " ".join(w.text for w in transcriber.long([sound]))
     assert partials[-1].text == whole
     assert partials[-1].heard_s == pytest.approx(2.6)
+    found = spoken(iter(partials))  # as they come: a stream may last for hours
+    assert found["text"] == whole
+    # What is settled is not kept again with each result.
+    assert found["texts"][-1] == partials[-1].open_text
+    assert whole.endswith(partials[-1].open_text)
+    assert partials[-1].open_text != whole
 
 
 def test_what_is_taken_back():

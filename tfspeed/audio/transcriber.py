@@ -173,9 +173,10 @@ class Transcriber:
                 seconds += time.perf_counter() - start
                 heard = heard[cut:]
             start = time.perf_counter()
-            text = _joined(settled, self.window(heard).text)
+            now = self.window(heard).text
+            text = _joined(settled, now)
             seconds += time.perf_counter() - start
-            yield Partial(revision, text, takes_back(last, text), block is None, read / RATE,
+            yield Partial(revision, text, now, takes_back(last, text), block is None, read / RATE,
                           seconds)
             last, made, revision, seconds = text, read, revision + 1, 0.0
 
@@ -186,6 +187,7 @@ class Partial:
 
     Attributes:
         revision: results that the stream had before this one.
+        open_text: the part of it that may still change: that of the last window.
         revised: whether a word of the one before is another now, or gone.
         end: whether it is the last.
         heard_s: seconds of sound that it is of.
@@ -194,6 +196,7 @@ class Partial:
 
     revision: int
     text: str
+    open_text: str
     revised: bool
     end: bool
     heard_s: float
