@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import tiny_decoder
 from tests.models.seq2seq import save_ctranslate2, tiny
 from tfspeed.audio.log_mel import RATE
-from tfspeed.audio.transcriber import Options, Transcriber, takes_back
+from tfspeed.audio.transcriber import Options, Transcriber, repeats, takes_back
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
@@ -55,6 +55,25 @@ def test_what_the_model_holds_for_silence_has_no_text(engine, transcriber):
     # One that is sure of its words keeps them.
     sure = Transcriber(engine, dataclasses.replace(doubted.options, logprob_threshold=-1e9))
     assert sure.window(noise(1)).text == said.text
+
+
+def test_a_loop_in_what_may_be_silence_has_no_text(engine, monkeypatch):
+    """White noise in Korean: 224 tokens of the same four words, sure of each, no speech 0.92."""
+    said = Transcriber(engine).window(noise(1))
+    sure = Transcriber(engine, Options(no_speech_threshold=said.no_speech / 2,
+                                       logprob_threshold=-1e9, new_tokens=5))
+    assert sure.window(noise(1)).text
+    monkeypatch.setattr(sure._tokenizer, "decode", lambda tokens: "and so on " * 30)
+    assert sure.window(noise(1)).text == ""
+    heard = dataclasses.replace(sure.options, no_speech_threshold=1.0)
+    assert Transcriber(engine, heard).window(noise(1)).text  # it may have been said
+
+
+def test_what_repeats():
+    assert repeats("I do not know. " * 12)
+    assert not repeats("")
+    assert not repeats("Had he married a more amiable woman, he might have been made still more "
+                       "respectable than he was.")
 
 
 def test_languages(engine):
