@@ -70,6 +70,7 @@ class PruneStructured(Strategy):
                                cause=str(error)) from error
 
     def apply(self, model, data=None):
+        copying.check_finite(model.keras_model)
         tokens = calibration.tokens(model, data, windows=_WINDOWS)
         if isinstance(model.keras_model, Decoder):
             decoder, lines = self._decoder(model.keras_model, tokens)

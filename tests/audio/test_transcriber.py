@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import tiny_decoder
 from tests.models.seq2seq import save_ctranslate2, tiny
 from tfspeed.audio.log_mel import RATE
-from tfspeed.audio.transcriber import Options, Transcriber, takes_back
+from tfspeed.audio.transcriber import Options, Transcriber, repeats, takes_back
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
@@ -57,6 +57,25 @@ def test_what_the_model_holds_for_silence_has_no_text(engine, transcriber):
     assert sure.window(noise(1)).text == said.text
 
 
+def test_a_loop_in_what_may_be_silence_has_no_text(engine, monkeypatch):
+    """White noise in Korean: 224 tokens of the same four words, sure of each, no speech 0.92."""
+    said = Transcriber(engine).window(noise(1))
+    sure = Transcriber(engine, Options(no_speech_threshold=said.no_speech / 2,
+                                       logprob_threshold=-1e9, new_tokens=5))
+    assert sure.window(noise(1)).text
+    monkeypatch.setattr(sure._tokenizer, "decode", lambda tokens: "and so on " * 30)
+    assert sure.window(noise(1)).text == ""
+    heard = dataclasses.replace(sure.options, no_speech_threshold=1.0)
+    assert Transcriber(engine, heard).window(noise(1)).text  # it may have been said
+
+
+def test_what_repeats():
+    assert repeats("I do not know. " * 12)
+    assert not repeats("")
+    assert not repeats("Had he married a more amiable woman, he might have been made still more "
+                       "respectable than he was.")
+
+
 def test_languages(engine):
     auto = Transcriber(engine, Options("auto", no_speech_threshold=1.0, new_tokens=2))
     assert auto.window(noise(1)).language in ("en", "de")
@@ -92,6 +111,12 @@ def test_a_stream_ends_with_what_a_recording_gives(transcriber):
     whole = " ".join(w.text for w in transcriber.long([sound]))
     assert partials[-1].text == whole
     assert partials[-1].heard_s == pytest.approx(2.6)
+    found = spoken(iter(partials))  # as they come: a stream may last for hours
+    assert found["text"] == whole
+    # What is settled is not kept again with each result.
+    assert found["texts"][-1] == partials[-1].open_text
+    assert whole.endswith(partials[-1].open_text)
+    assert partials[-1].open_text != whole
 
 
 def test_what_is_taken_back():

@@ -42,6 +42,29 @@ def test_widths(tmp_path, width):
     np.testing.assert_allclose(made, sound, atol=1.5 / 2**(8 * min(width, 2) - 1))
 
 
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_the_extensible_form_that_ffmpeg_writes(tmp_path, width):
+    plain = written(tmp_path / "a.wav", tone(16000), width=width).read_bytes()
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    fmt = (b"\xfe\xff" + plain[22:36] + b"\x16\0" + plain[34:36] + b"\x04\0\0\0" + guid)
+    path = tmp_path / "b.wav"
+    noted = b"LIST\x03\0\0\0abc\0"  # an odd chunk is filled up to an even one
+    path.write_bytes(plain[:12] + b"fmt \x28\0\0\0" + fmt + noted + plain[36:])
+    np.testing.assert_array_equal(read(path), read(tmp_path / "a.wav"))
+
+
+def test_what_a_header_promises_is_not_believed(tmp_path):
+    path = written(tmp_path / "a.wav", tone(16000))
+    raw = bytearray(path.read_bytes())
+    raw[4:8] = raw[40:44] = b"\xff" * 4  # as ffmpeg writes to a pipe
+    path.write_bytes(raw)
+    assert len(read(path)) == len(tone(16000))
+    raw[36:40] = b"junk"  # four gigabytes to pass over, and no samples
+    path.write_bytes(raw)
+    with pytest.raises(TfspeedError, match="ends too early"):
+        Wav(path)
+
+
 def test_channels_are_mixed(tmp_path):
     left, right = tone(16000), tone(16000, hertz=1000)
     made = read(written(tmp_path / "a.wav", np.stack([left, right], 1)))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import strategies
 from tests.conftest import tiny_decoder, tiny_uncached
 from tfspeed.compression import calibration, copying, hessian, targets
 from tfspeed.errors import TfspeedError
@@ -162,6 +163,22 @@ def test_errors():
     target.assign(matrix)
     with pytest.raises(TfspeedError, match="block_1/mlp/down"):
         target.matrix()
+
+
+def test_a_norm_that_is_not_finite_is_named_and_not_what_reads_it():
+    model = tiny_decoder()
+    norm = model.keras_model.blocks[0].mlp_norm
+    norm.scale.assign(np.full(norm.scale.shape, np.nan))
+    for name in ("prune", "prune_structured", "quantize"):
+        with pytest.raises(TfspeedError, match="tensor='block_0/mlp_norm/scale', values=16"):
+            strategies.create(name).apply(model)
+
+
+def test_strategies_say_when_a_packed_model_leaves_them_nothing():
+    packed = strategies.create("quantize").apply(tiny_decoder())
+    for name in ("low_rank", "prune", "cluster", "quantize"):
+        with pytest.raises(TfspeedError, match="before the one that packs"):
+            strategies.create(name).apply(packed)
 
 
 def test_calibration_text_must_hold_a_window():

@@ -13,7 +13,7 @@ from strategies.mirrored import Mirrored, Options
 from tests.conftest import MODELS, tiny_decoder
 from tfspeed.compression.copying import copied, renew
 from tfspeed.errors import TfspeedError
-from tfspeed.training import TrainOptions, loop, train
+from tfspeed.training import TrainOptions, loop, text, train
 from tfspeed.training.learning import every
 from tfspeed.training.loop import batches
 
@@ -43,6 +43,17 @@ def weights(model):
 def trained(teacher, **changes):
     student = damaged(teacher)
     return student, train(student, teacher, WINDOWS, options(**changes))
+
+
+def test_windows_longer_than_the_context_are_cut_before_they_are_counted(monkeypatch):
+    class Engine:
+        def generate(self, prompts, count, sampling):
+            return iter(np.zeros((count, len(prompts)), np.int32))
+
+    model = tiny_decoder()  # a context of 96
+    assert text.windows(model, None, 10 * 96, 100_000).shape == (10, 96)
+    monkeypatch.setattr(text.engines, "create", lambda *_: Engine())
+    assert text.written(model, 3 * 96, 100_000).shape == (3, 96)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -307,9 +318,9 @@ def test_bad_input_is_refused():
         trained(tiny_decoder(), trainable="lora", rank=16)
     with pytest.raises(TfspeedError, match="Dense"):
         trained(MODELS["lstm"](), trainable="lora", rank=2)
-    for text in (WINDOWS[0], WINDOWS[:0], WINDOWS[:, :1], np.zeros((2, 97), np.int32)):
+    for windows in (WINDOWS[0], WINDOWS[:0], WINDOWS[:, :1], np.zeros((2, 97), np.int32)):
         with pytest.raises(TfspeedError, match="windows"):
-            train(tiny_decoder(), None, text, options())
+            train(tiny_decoder(), None, windows, options())
 
 
 def test_the_rate_rises_and_falls():

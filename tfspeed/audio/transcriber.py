@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,6 +17,7 @@ AUTO = "auto"
 _SILENT = 1e-3        # -60 dB: no recording is so quiet where somebody speaks
 _LOOK_BACK = 0.2      # share of a window in which the place to cut it is sought
 _QUIET_S = 0.2        # stretch whose loudness decides
+_LOOP = 2.4           # openai/whisper's `compression_ratio_threshold`
 _ENOUGH_S = 0.1       # less sound than this says nothing
 
 
@@ -24,8 +26,8 @@ class Options:
     """How speech becomes text.
 
     A window is silence where the model holds that with more than `no_speech_threshold`, and is not
-    sure of its text either (mean log-probability a token under `logprob_threshold`): the rule of
-    arXiv:2212.04356, section 4.5.
+    sure of its text either (mean log-probability a token under `logprob_threshold`) or says the
+    same over and over (`repeats`), of which it is sure: the rules of arXiv:2212.04356, section 4.5.
     """
 
     language: str = "en"
@@ -102,11 +104,12 @@ class Transcriber:
         made = [int(row[0]) for row in self.engine.generate(
             [prompt], self._new_tokens, stop_tokens=[self.tokens.end], encoded=encoded)]
         tokens = [t for t in made if t not in (self.tokens.end, FINISHED)]
-        no_speech = self._no_speech(first)
-        if no_speech > self.options.no_speech_threshold and self._unsure(prompt, made, encoded):
-            tokens = []
-        return Window(self._tokenizer.decode(tokens).strip(), seconds, tokens, language, no_speech,
-                      heard - start, time.perf_counter() - heard)
+        text, no_speech = self._tokenizer.decode(tokens).strip(), self._no_speech(first)
+        if no_speech > self.options.no_speech_threshold and (
+                repeats(text) or self._unsure(prompt, made, encoded)):
+            text, tokens = "", []
+        return Window(text, seconds, tokens, language, no_speech, heard - start,
+                      time.perf_counter() - heard)
 
     def _language(self, logits: np.ndarray) -> str:
         if self.options.language != AUTO:
@@ -173,9 +176,10 @@ class Transcriber:
                 seconds += time.perf_counter() - start
                 heard = heard[cut:]
             start = time.perf_counter()
-            text = _joined(settled, self.window(heard).text)
+            now = self.window(heard).text
+            text = _joined(settled, now)
             seconds += time.perf_counter() - start
-            yield Partial(revision, text, takes_back(last, text), block is None, read / RATE,
+            yield Partial(revision, text, now, takes_back(last, text), block is None, read / RATE,
                           seconds)
             last, made, revision, seconds = text, read, revision + 1, 0.0
 
@@ -186,6 +190,7 @@ class Partial:
 
     Attributes:
         revision: results that the stream had before this one.
+        open_text: the part of it that may still change: that of the last window.
         revised: whether a word of the one before is another now, or gone.
         end: whether it is the last.
         heard_s: seconds of sound that it is of.
@@ -194,10 +199,17 @@ class Partial:
 
     revision: int
     text: str
+    open_text: str
     revised: bool
     end: bool
     heard_s: float
     work_s: float
+
+
+def repeats(text: str) -> bool:
+    """Whether a text is a loop: deflate takes less than a 2.4th of it."""
+    raw = text.encode()
+    return len(raw) > _LOOP * len(zlib.compress(raw))
 
 
 def takes_back(before: str, after: str) -> bool:

@@ -1,12 +1,12 @@
 """WAV files as blocks of 16 kHz mono samples, however long they are."""
 
 import math
-import wave
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 
+from tfspeed.audio import riff
 from tfspeed.audio.log_mel import RATE
 from tfspeed.errors import TfspeedError
 
@@ -28,17 +28,21 @@ class Wav:
 
     def __init__(self, source: str | BinaryIO):
         self.name = str(getattr(source, "name", source))
+        self._own = not hasattr(source, "read")
+        self._file = None
         try:
-            self._file = wave.open(  # noqa: SIM115  closed by whoever made this
-                source if hasattr(source, "read") else str(source), "rb")
-        except (OSError, wave.Error, EOFError, ValueError) as error:
-            cause = getattr(error, "strerror", None) or str(error) or "it ends too early"
+            # Closed by `close`, or by whoever made what was given.
+            self._file = open(source, "rb") if self._own else source  # noqa: SIM115
+            header = riff.header(self._file)
+        except (OSError, EOFError, ValueError) as error:
+            self.close()
+            cause = getattr(error, "strerror", None) or str(error)
             raise TfspeedError("This is no WAV file that can be read.", path=self.name,
                                cause=cause, hint="PCM of 8, 16, 24 or 32 bits is: `ffmpeg -i IN "
                                                  "-ar 16000 -ac 1 -c:a pcm_s16le OUT.wav`.",
                                ) from error
-        self.rate, self.channels = self._file.getframerate(), self._file.getnchannels()
-        self.width = self._file.getsampwidth()
+        self.rate, self.channels, self.width = header.rate, header.channels, header.width
+        self._size = self._left = header.size
         if not (_RATES[0] <= self.rate <= _RATES[1] and 1 <= self.channels <= _CHANNELS
                 and 1 <= self.width <= 4):
             self.close()
@@ -53,12 +57,13 @@ class Wav:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        if self._own and self._file is not None:
+            self._file.close()
 
     @property
     def seconds(self) -> float:
         """As its header says: of a pipe it may be anything."""
-        return self._file.getnframes() / self.rate
+        return self._size // (self.channels * self.width) / self.rate
 
     def blocks(self) -> Iterator[np.ndarray]:
         """float32 samples in [-1, 1] at 16 kHz, channels mixed, about a second at a time.
@@ -69,10 +74,11 @@ class Wav:
         frame = self.channels * self.width
         while True:
             try:
-                raw = self._file.readframes(max(1, int(BLOCK_S * self.rate)))
-            except (OSError, wave.Error, EOFError) as error:
+                raw = self._file.read(min(max(1, int(BLOCK_S * self.rate)) * frame, self._left))
+            except OSError as error:
                 raise TfspeedError("A WAV file could not be read to its end.", path=self.name,
                                    cause=str(error)) from error
+            self._left -= len(raw)
             raw = raw[:len(raw) // frame * frame]
             if not raw:
                 break

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
-from tfspeed.models.conversion import unallocated
+from tfspeed.models.conversion import named_layers, unallocated
 from tfspeed.models.language_model import LanguageModel
 
 
@@ -14,10 +14,28 @@ def copied(model: LanguageModel) -> LanguageModel:
     """The same model over new layers, whose variables read the original's memory.
 
     Nothing may be assigned to a variable of the copy before it has been `renew`ed.
+
+    Raises:
+        TfspeedError: see `rebuilt` and `check_finite`.
     """
+    check_finite(model.keras_model)
     made = rebuilt(model.keras_model)
     share(made, model.keras_model)
     return over(model, made)
+
+
+def check_finite(keras_model: keras.Model) -> None:
+    """Raises TfspeedError where a weight is NaN or infinite, be it a norm's: whatever is fitted to
+    what later layers read would be blamed for it."""
+    for name, layer in [("", keras_model), *named_layers(keras_model)]:
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+            value = variable.value
+            if keras.backend.is_float_dtype(variable.dtype) and not bool(
+                    tf.reduce_all(tf.math.is_finite(value))):
+                bad = int(tf.reduce_sum(tf.cast(~tf.math.is_finite(value), tf.int64)))
+                raise TfspeedError("A weight is not finite.",
+                                   tensor=f"{name}/{variable.name}".strip("/"), values=bad,
+                                   hint="The model file is damaged, or its training diverged.")
 
 
 def over(model: LanguageModel, keras_model: keras.Model) -> LanguageModel:

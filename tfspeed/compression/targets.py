@@ -89,7 +89,8 @@ def find(keras_model: keras.Model, pattern: str = "", kinds: tuple = KINDS) -> l
     """The layers whose name a regular expression is found in, in the model's order.
 
     Raises:
-        TfspeedError: the pattern is none, or is found in no layer's name.
+        TfspeedError: the pattern is none, or is found in no layer's name; or all layers are
+            packed already.
     """
     try:
         wanted = re.compile(pattern)
@@ -100,6 +101,12 @@ def find(keras_model: keras.Model, pattern: str = "", kinds: tuple = KINDS) -> l
              if isinstance(layer, kinds) and not isinstance(layer, Converted)]
     found = [target for target in every if wanted.search(target.name)]
     if not found:
+        taken = [layer.name for _, layer in named_layers(keras_model)
+                 if isinstance(layer, Converted)]
+        if taken and not every:
+            raise TfspeedError("All matrices of the model have another form already: packed, or "
+                               "split in two.", layers=sorted(set(taken))[:8],
+                               hint="Name this strategy before the one that packs or splits them.")
         known = sorted({re.sub(r"\d+", "0", target.name) for target in every})
         raise TfspeedError("No layer of the model matches.", pattern=pattern,
                            layers=known[:8] or "none that has a matrix",

@@ -2,7 +2,7 @@
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,21 +98,24 @@ def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Pro
     print(f"{path.name}: {text}", flush=True)
     if flags.stream and clip["seconds"]:
         with Wav(path) as wav:
-            clip["stream"] = spoken(list(made.stream(wav.blocks(), flags.chunk_s)))
+            clip["stream"] = spoken(made.stream(wav.blocks(), flags.chunk_s))
     return clip
 
 
-def spoken(partials: list[Partial]) -> dict:
+def spoken(partials: Iterable[Partial]) -> dict:
     """How a stream would have gone, were its sound to arrive as it is spoken: a result begins when
-    its sound is there and the one before is done."""
-    now, first = 0.0, None
-    for partial in partials:
-        now = max(now, partial.heard_s) + partial.work_s
-        if first is None and partial.text:
+    its sound is there and the one before is done. Of each result the open part is kept: all whole
+    texts of three hours would be a gigabyte."""
+    now, work, first, texts, revised, last = 0.0, 0.0, None, [], 0, None
+    for last in partials:
+        now, work = max(now, last.heard_s) + last.work_s, work + last.work_s
+        if first is None and last.text:
             first = now
-    return {"partials": len(partials), "revised_partials": sum(p.revised for p in partials),
-            "first_partial_s": first, "final_lag_s": now - partials[-1].heard_s,
-            "texts": [p.text for p in partials]}
+        revised += last.revised
+        texts.append(last.open_text)
+    return {"partials": len(texts), "revised_partials": revised, "first_partial_s": first,
+            "final_lag_s": now - last.heard_s, "heard_s": last.heard_s, "work_s": work,
+            "text": last.text, "texts": texts}
 
 
 def _streams(streams: list[dict]) -> dict:
@@ -126,20 +129,23 @@ def listen(made: Transcriber, chunk_s: float) -> dict:
     """Standard input, to its end: the text so far is written over on a terminal, a line each
     elsewhere."""
     warm(made.window)
-    over = sys.stdout.isatty()
-    partials = []
     with Wav(sys.stdin.buffer) as wav:
-        for partial in made.stream(wav.blocks(), chunk_s):
-            partials.append(partial)
-            mark = "=" if partial.end else "~"
-            print(f"\r\033[K{partial.text}" if over
-                  else f"{mark}{partial.revision} [{partial.heard_s:.1f} s] {partial.text}",
-                  end="\n" if partial.end or not over else "", flush=True)
-    if not partials or not partials[-1].heard_s:
+        found = spoken(_shown(made.stream(wav.blocks(), chunk_s)))
+    sound = found["heard_s"]
+    if not sound:
         raise TfspeedError("Nothing was heard on standard input.")
-    sound = partials[-1].heard_s
-    return {"audio_s": sound, "text": partials[-1].text, **_streams([spoken(partials)]),
-            "rtf": summary([sum(p.work_s for p in partials) / sound])}
+    return {"audio_s": sound, "text": found["text"], **_streams([found]),
+            "rtf": summary([found["work_s"] / sound])}
+
+
+def _shown(partials: Iterable[Partial]) -> Iterator[Partial]:
+    over = sys.stdout.isatty()
+    for partial in partials:
+        mark = "=" if partial.end else "~"
+        print(f"\r\033[K{partial.text}" if over
+              else f"{mark}{partial.revision} [{partial.heard_s:.1f} s] {partial.text}",
+              end="\n" if partial.end or not over else "", flush=True)
+        yield partial
 
 
 def show(row: dict, bar: Progress) -> None:

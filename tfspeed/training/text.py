@@ -23,6 +23,7 @@ def windows(model: LanguageModel, data: str | None, budget: int, length: int) ->
 
     Raises TfspeedError: the text is shorter than one window.
     """
+    length = min(length, model.context_length)  # before it is counted how many the budget reads
     return calibration.tokens(model, data, max(1, budget // length), length)
 
 
@@ -34,7 +35,8 @@ def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
     Args:
         folder: where it is kept, and looked for; "": nowhere.
     """
-    count, length = max(1, budget // length), min(length, teacher.context_length)
+    length = min(length, teacher.context_length)
+    count = max(1, budget // length)
     path = _kept(teacher, count, length, seed, folder)
     if path is not None:
         with contextlib.suppress(OSError, ValueError, EOFError):
