@@ -27,15 +27,16 @@ flags.DEFINE_integer("index", None, "which of them is started here, counted from
 
 
 def run():
-    from tfspeed import main_job
+    from tfspeed import cluster_job, main_job
     from tfspeed.cluster import addresses
     from tfspeed.errors import TfspeedError
     if not FLAGS.hosts or FLAGS.index is None:
         raise TfspeedError("--hosts and --index say who this worker is.", hosts=FLAGS.hosts,
                            index=FLAGS.index, hint="For example --hosts=a:2222,b:2222 --index=0.")
-    if "multi_worker" not in FLAGS.strategy.split("+"):
+    if not set(cluster_job.ON_WORKERS) & set(FLAGS.strategy.split("+")):
         raise TfspeedError("Workers need a strategy that shares out work.",
-                           strategy=FLAGS.strategy, hint="Add --strategy=multi_worker.")
+                           strategy=FLAGS.strategy,
+                           hint="Add --strategy=multi_worker, or dataflow.")
     os.environ["TF_CONFIG"] = addresses.from_hosts(FLAGS.hosts, FLAGS.index).tf_config()
     return main_job.run(FLAGS)
 

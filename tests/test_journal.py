@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -36,3 +37,21 @@ def test_another_job_and_a_damaged_file_are_refused(tmp_path):
         Journal(path, "job")
     with pytest.raises(TfspeedError, match="cannot be written"):
         Journal(tmp_path / "nowhere" / "answers.jsonl", "job")
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "answers.jsonl"
+    journal = Journal(path, "job")
+    journal.add({"index": 0, "answer": "a"})
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(TfspeedError, match="No space left"):
+            journal.add({"index": 1, "answer": "b"})
+        patch.setattr("pathlib.Path.write_text", full)
+        with pytest.raises(TfspeedError, match="No space left"):
+            journal.finish()
+    assert Journal(path, "job").answers[0]["answer"] == "a"

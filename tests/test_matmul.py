@@ -70,7 +70,7 @@ def test_the_script():
     assert "sent by each device in 2 messages" in out
 
 
-@pytest.mark.parametrize("flag", ["--split=diagonal", "--size=0", "--devices=-1",
+@pytest.mark.parametrize("flag", ["--split=diagonal", "--size=0", "--devices=-1", "--devices=5000",
                                   "--cores_for_baseline=9999"])
 def test_mistakes(flag):
     code, out, err = run(flag)

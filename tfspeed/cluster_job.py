@@ -1,5 +1,6 @@
 """A job on workers, of the strategies multi_worker and dataflow: who supervises, leads, follows."""
 
+import contextlib
 import platform
 import sys
 from collections.abc import Callable
@@ -11,23 +12,29 @@ import tensorflow as tf
 import tfspeed
 from tfspeed import engines
 from tfspeed.cluster import addresses, binding, supervisor
-from tfspeed.cluster.member import Member, WorkerLost, joined, supervised, watched
+from tfspeed.cluster.member import (
+    Member,
+    WorkerLost,
+    gave_up,
+    joined,
+    supervised,
+    watched,
+)
 from tfspeed.digest import text_digest
 from tfspeed.errors import TfspeedError
-from tfspeed.export.files import listing
+from tfspeed.export.files import ended_by_sigterm, listing
 from tfspeed.models.load import load, located
 
 WAITING = ("Measured by the chief of the workers alone, on its own cores, while the others wait; "
            "in turn with the other row.")
 
-
-_ON_WORKERS = ("multi_worker", "dataflow")
+ON_WORKERS = ("multi_worker", "dataflow")  # the strategies
 
 
 def member_of(flags, strategy) -> Callable[[], Member] | None:
     """What joins the cluster, where a strategy runs on workers; None where none does."""
     parts = getattr(strategy, "parts", [strategy])
-    found = [part for part in parts if part.name in _ON_WORKERS]
+    found = [part for part in parts if part.name in ON_WORKERS]
     if not found:
         for name in ("workers", "bind", "restarts", "join_timeout"):
             if flags[name].present:
@@ -55,9 +62,11 @@ def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
                 return _follow(flags, strategy, calibration)
             code = job()
             if code in (None, 0, 3):  # after Ctrl-C the others may be anywhere
-                member.tell(None)  # lets them go
+                with contextlib.suppress(WorkerLost):  # the job is done, whoever is gone by now
+                    member.tell(None)  # lets them go
             return code
-    except WorkerLost:
+    except WorkerLost as lost:
+        gave_up(lost)
         return supervisor.LOST
 
 
@@ -103,10 +112,12 @@ def supervise(flags) -> int:
             return cluster
     resumes = bool(flags.prompts) or bool(getattr(flags, "distill_checkpoint", None)
                                           if "distill_checkpoint" in flags else None)
-    return supervisor.Supervisor(
+    started = supervisor.Supervisor(
         make, indices, [str(Path(sys.argv[0]).resolve()), *sys.argv[1:]], flags.bind,
         flags.join_timeout, flags.restarts if resumes else 0,
-        lambda text: print(text, file=sys.stderr, flush=True)).run()
+        lambda text: print(text, file=sys.stderr, flush=True))
+    with ended_by_sigterm():  # else its folder would stay
+        return started.run()
 
 
 def _check_reachable(own: str, bind: str) -> None:

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
 
+_LOGICAL = 16  # logical devices that any CPU may be split into
+
 
 def available_cores() -> int:
     """Cores that this process may use (a container may grant fewer than the machine has)."""
@@ -55,6 +57,9 @@ def replica_devices(replicas: int) -> list[str]:
 
 def logical_cpus(count: int) -> list[str]:
     """Splits the CPU into `count` logical devices, `CPU:0`, `CPU:1`, …"""
+    most = max(_LOGICAL, 4 * available_cores())
+    if count > most:  # each has threads of its own: thousands never come up
+        raise TfspeedError(f"A CPU is split into at most {most} devices.", replicas=count)
     cpu = tf.config.list_physical_devices("CPU")[0]
     configured = tf.config.get_logical_device_configuration(cpu) or ()
     if len(configured) < count:

@@ -27,8 +27,7 @@ class Journal:
             if not kept:
                 self._append({"job": identity})
         except OSError as error:
-            raise TfspeedError("The journal of the answers cannot be written.",
-                               path=str(self.path), cause=error.strerror) from error
+            raise self._unwritten(error) from error
 
     def _read(self, identity: str) -> int:
         """Fills in what is there; gives the length of its whole lines."""
@@ -48,8 +47,15 @@ class Journal:
         return whole
 
     def add(self, answer: dict) -> None:
-        """Returns when the answer is on the disk."""
-        self._append(answer)
+        """Returns when the answer is on the disk.
+
+        Raises:
+            TfspeedError: it could not be written; what was there stays.
+        """
+        try:
+            self._append(answer)
+        except OSError as error:
+            raise self._unwritten(error) from error
         self.answers[answer["index"]] = answer
 
     def _append(self, line: dict) -> None:
@@ -59,8 +65,16 @@ class Journal:
 
     def finish(self) -> None:
         """Writes all answers in the order of their indices, and removes the journal."""
-        with appearing(self.target) as beside:
-            beside.write_text("".join(json.dumps(self.answers[i], ensure_ascii=False) + "\n"
-                                      for i in sorted(self.answers)), encoding="utf-8")
+        try:
+            with appearing(self.target) as beside:
+                beside.write_text("".join(json.dumps(self.answers[i], ensure_ascii=False) + "\n"
+                                          for i in sorted(self.answers)), encoding="utf-8")
+        except OSError as error:
+            raise self._unwritten(error) from error
         self._file.close()
         self.path.unlink()
+
+    def _unwritten(self, error: OSError) -> TfspeedError:
+        return TfspeedError("The answers cannot be written.", path=str(self.path),
+                            cause=error.strerror, hint="What the journal holds stays: make room, "
+                            "and run the command again.")

@@ -222,14 +222,20 @@ def write_report(rows: list[dict], flags) -> None:
     """JSON first: the table and TensorBoard are drawn from the same rows."""
     if not rows:
         return
-    report.write_json(flags.output, environment(), rows)
-    for row in rows:  # before anything is printed: whoever reads it may be gone (`| head`)
-        tensorboard.write_run(flags.logdir, row)
+    unwritten = None
+    try:  # before anything is printed: whoever reads it may be gone (`| head`)
+        report.write_json(flags.output, environment(), rows)
+        for row in rows:
+            tensorboard.write_run(flags.logdir, row)
+    except TfspeedError as error:  # a full disk: what was measured is shown all the same
+        unwritten = error
     console = Console()
     for part in report.tables(rows):
         console.print(part)
     for row in rows:
         if "profile" in row:
             console.print(profile.table(row))
+    if unwritten:
+        raise unwritten
     console.print(f"Rows: {flags.output}   TensorBoard: tensorboard --logdir {flags.logdir}",
                   highlight=False, markup=False, soft_wrap=True)

@@ -40,11 +40,13 @@ TASK = {"type": "worker", "index": 0}
     ({"cluster": {"worker": ["a:1"], "chief": ["b:1", "c:1"]}, "task": TASK}, "one chief"),
     ({"cluster": {"worker": ["a:1"]}}, "`task`"),
     ({"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}, "`task`"),
+    ({"cluster": {"worker": ["a:1"]}, "task": {"type": ["worker"], "index": 0}}, "`task`"),
     ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}, r"\[0, 1\)"),
     ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}, r"\[0, 1\)"),
     ({"cluster": {"worker": ["a"]}, "task": TASK}, "host:port"),
     ({"cluster": {"worker": ["a:1", "a:1"]}, "task": TASK}, "address of its own"),
-    ({"cluster": {"worker": ["a:99999"]}, "task": TASK}, "host:port")])
+    ({"cluster": {"worker": ["a:99999"]}, "task": TASK}, "host:port"),
+    ({"cluster": {"worker": ["a:\u0667\u0668"]}, "task": TASK}, "host:port")])
 def test_a_wrong_tf_config_says_why(monkeypatch, config, words):
     with pytest.raises(TfspeedError, match=words):
         read(monkeypatch, config)

@@ -55,6 +55,20 @@ def test_the_chief_decides_how_it_ends(tmp_path, code):
     assert gone(tmp_path)
 
 
+def test_a_job_that_is_done_is_done_however_the_others_end(tmp_path):
+    """TensorFlow may abort in a worker whose chief has left."""
+    said = []
+    body = "join()\nif index:\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGABRT)"
+    assert supervisor(tmp_path, body, said, restarts=1).run() == 0
+    assert not said
+
+
+def test_workers_that_lost_each_other_say_why(tmp_path):
+    body = f"join()\nos.write(int(os.environ['TFSPEED_STATUS']), b'cause=1')\nsys.exit({LOST})"
+    with pytest.raises(TfspeedError, match=r"lost each other\. cause=1"):
+        supervisor(tmp_path, body).run()
+
+
 def test_a_killed_worker_starts_all_again(tmp_path):
     said = []
     body = ("join()\n"
@@ -106,6 +120,23 @@ time.sleep(60)"""
     assert gone(tmp_path)
 
 
+def test_a_port_that_answers_for_another_program_is_not_taken_for_a_worker(tmp_path):
+    """The one that is started here has not joined either, and is not to blame."""
+    with socket.create_server(("127.0.0.1", 0)) as foreign, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ports = free.getsockname()[1], foreign.getsockname()[1]
+        free.close()
+        tried = supervisor(tmp_path, """
+import socket
+address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
+server = socket.create_server((address.split(":")[0], int(address.split(":")[1])))
+time.sleep(60)""", join_s=2)
+        tried.indices = [0]
+        tried.make = lambda: addresses.Cluster(tuple(f"127.0.0.1:{p}" for p in ports), 0)
+        with pytest.raises(TfspeedError, match=r"nothing was heard of worker 1 \(.*no other prog"):
+            tried.run()
+
+
 def test_each_worker_has_its_share_of_the_cores(tmp_path):
     body = """
 join()
@@ -120,10 +151,11 @@ join()
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_supervisor(tmp_path, how):
-    (tmp_path / "worker.py").write_text(HEAD + "join()\ntime.sleep(60)")
+    """SIGINT comes while workers wait for others, and do not heed it."""
     code = (f"from pathlib import Path; from tests.cluster.test_supervisor import supervisor\n"
             f"folder = Path({str(tmp_path)!r})\n"
-            "print(supervisor(folder, 'join()\\ntime.sleep(60)').run())")
+            "body = 'signal.signal(signal.SIGINT, signal.SIG_IGN)\\ntime.sleep(120)'\n"
+            "print(supervisor(folder, body, join_s=100).run())")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -131,7 +163,7 @@ def test_no_worker_outlives_its_supervisor(tmp_path, how):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(how)
-    process.wait(60)
+    process.wait(30)
     while not gone(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import math
+import types
 
 import pytest
 import rich.console
@@ -8,6 +10,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from tfspeed import main_job
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import report, tensorboard
 from tfspeed.measure.metrics import Timing, latency, roofline
@@ -126,6 +129,19 @@ def test_json_that_cannot_be_written_or_read(tmp_path):
         report.write_json(tmp_path / "file" / "x.json", {}, [])
     with pytest.raises(TfspeedError, match="cannot be read"):
         report.read_json(tmp_path / "file")
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def full(self, *args, **kwargs):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    flags = types.SimpleNamespace(output=str(tmp_path / "rows.json"), logdir=str(tmp_path / "logs"))
+    with pytest.raises(TfspeedError, match="No space left"):
+        main_job.write_report([row()], flags)
+    assert "12.50 (+3.10 %)" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_shows_the_run(tmp_path):

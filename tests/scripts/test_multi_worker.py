@@ -193,6 +193,8 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
             (start("--workers=2", cwd=tmp_path), "--workers is for workers"),
             (start(*two, f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
                    script="launch.py"), f"address='{port}'"),
+            (start("--strategy=dataflow", f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
+                   script="launch.py"), f"address='{port}'"),
             (start(*two, "--hosts=10.1.1.1:22,10.1.1.2:22", "--index=0", cwd=tmp_path,
                    script="launch.py"), "--bind=10.1.1.1"),
             (start(*two, f"--hosts={own},{other}", "--index=0", "--join_timeout=15", cwd=tmp_path,

@@ -60,8 +60,13 @@ def test_slow_clients_are_shown_out_while_others_are_served(monkeypatch):
         headers = socket.create_connection(("127.0.0.1", port), timeout=20)
         headers.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: local")
         body = post(port, b'{"pro', length=1000)
+        again = post(port, {**LONG, "max_tokens": 3})
+        while not again.recv(10000).endswith(b"}"):
+            pass
+        again.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")  # of a kept connection
         assert ask(port, "/v1/completions", {**LONG, "max_tokens": 3})[0] == 200
         start = time.monotonic()
+        assert again.recv(10000) == b""
         assert silent.recv(100) == b""
         assert headers.recv(100) == b""
         assert body.recv(100).startswith(b"HTTP/1.1 408 ")

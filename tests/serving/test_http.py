@@ -152,6 +152,7 @@ def test_what_else_there_is(port):
     ({"prompt": ""}, 400, "empty"), ({"prompt": {"a": 1}}, 400, "prompt must be"),
     ({"prompt": [1, 999]}, 400, "Token ids"), ({"prompt": [True]}, 400, "prompt must be"),
     ({"prompt": "x" * 600}, 400, "must fit"), ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"max_completion_tokens": 0}, 400, "max_completion_tokens"),
     ({"max_tokens": "9"}, 400, "max_tokens"), ({"max_tokens": 1e99}, 400, "max_tokens"),
     ({"temperature": -1}, 400, "temperature"), ({"temperature": "hot"}, 400, "temperature"),
     ({"top_p": 0}, 400, "top_p"), ({"top_k": -5}, 400, "top_k"), ({"n": 100}, 400, "n must"),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.serving.serving import serving
 from tfspeed.errors import TfspeedError
+from tfspeed.measure.progress import Progress
 from tfspeed.serving import bench, bench_job
 from tfspeed.serving.load import Call, calls, poisson, trace
 
@@ -102,6 +103,9 @@ def test_over_http_and_without():
             bench.in_turn(target, [Call(0, [1], 10**6)])
         refused, _ = bench.run(bench.HttpTarget(f"http://127.0.0.1:{port}", "other"), made[:1])
         assert refused[0].error.startswith("404")
+        with pytest.raises(TfspeedError, match=r"No request was answered.*404"):
+            bench_job._measured(bench.HttpTarget(f"http://127.0.0.1:{port}", "other"),
+                                (made[:1], 0), math.inf, [], Progress())
     with pytest.raises(TfspeedError, match="--url"):
         bench.HttpTarget("ftp://x", "tiny")
 

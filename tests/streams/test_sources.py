@@ -132,6 +132,18 @@ def test_a_fast_sender_waits():
     assert list(found) == []
 
 
+def test_a_dropped_stream_is_told_to_its_sender_once():
+    inbox = Inbox(1)
+    assert inbox.put(Event("a", "1"))
+    inbox.drop("a")
+    lines = sources.Lines(inbox, "a")
+    assert not lines.push(b"2\n")
+    lines.end()  # says nothing any more
+    assert inbox.put(Event("a", "of a new file of that name", end=True))
+    inbox.drop("a")  # its end was there: nobody is left to be told
+    assert inbox.put(Event("a", "again"))
+
+
 def test_the_latest_takes_the_place_of_what_waits():
     inbox = Inbox(capacity=2, latest=True)
     for i in range(50):

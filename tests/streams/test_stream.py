@@ -1,5 +1,6 @@
 """The script, over a real model: pipes, faults, Ctrl-C; and results that share a cache."""
 
+import dataclasses
 import importlib.util
 import json
 import signal
@@ -54,9 +55,25 @@ def test_a_result_is_that_of_the_text_so_far_and_what_was_read_is_kept(worker):
 
 def test_a_text_that_is_too_long_ends_nobody_else(worker):
     long = Event("long", "word " * 3 * worker.backend.context_length)
-    made = list(Partials(worker, 4).results([long, Event("short", "hello")]))
+    dropped = []
+    made = list(Partials(worker, 4, drop=dropped.append).results(
+        [long, dataclasses.replace(long, text=long.text + "more"), Event("short", "hello")]))
+    assert len(made) == 2
     assert "longer than the model" in made[0].error
+    assert made[0].end
+    assert dropped == ["long"]
     assert made[1].text
+
+
+def test_a_pipe_that_never_ends_ends_with_its_context():
+    """As `yes | stream.py`: one message, and the job is over."""
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        done = subprocess.run([*SCRIPT, "--new_tokens=1"], stdin=endless.stdout, cwd=ROOT,
+                              capture_output=True, timeout=120)
+        endless.stdout.close()
+        endless.kill()
+    assert done.returncode == 2
+    assert done.stderr.count(b"longer than the model") == 1
 
 
 def run(*flags, stdin=b"", timeout=120):

@@ -58,7 +58,7 @@ class Cluster:
 
 def _check_address(address) -> None:
     host, colon, port = str(address).rpartition(":")
-    if not (colon and host and port.isdigit() and 0 < int(port) < 2**16):
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise TfspeedError("A worker's address must be host:port.", address=address,
                            hint="For example 10.0.0.1:2222.")
 
@@ -98,7 +98,7 @@ def from_environment() -> Cluster | None:
 
 def _rank(task, jobs: dict, text: str) -> int:
     """The rank of `task` in the cluster."""
-    if not isinstance(task, dict) or task.get("type") not in jobs:
+    if not isinstance(task, dict) or task.get("type") not in list(jobs):  # it may be of any type
         raise _wrong(text, f"`task` must have a `type` out of {sorted(jobs)} and an `index`.")
     count = len(jobs[task["type"]])
     try:

@@ -34,7 +34,13 @@ def watched():
         yield
     except _LOST as error:
         raise WorkerLost("A worker of the cluster is gone, or does not answer: this one stops.",
-                         cause=error.message.strip().splitlines()[-1][:200]) from error
+                         cause=_said(error.message)) from error
+
+
+def _said(message: str) -> str:
+    """The last line of TensorFlow's that is not the name of a node."""
+    lines = [line.strip() for line in message.splitlines()]
+    return next((x for x in reversed(lines) if x and not x.startswith("[[")), "")[:200]
 
 
 def supervised() -> bool:
@@ -148,5 +154,14 @@ def member() -> Member:
 
 def joined() -> None:
     """Tells the supervisor, if any, that this worker has joined and agrees."""
+    _say("joined")
+
+
+def gave_up(lost: WorkerLost) -> None:
+    """Tells the supervisor, if any, why this worker ends: it speaks for all."""
+    _say(str(lost).partition("Received: ")[2])
+
+
+def _say(text: str) -> None:
     if supervised():
-        os.write(int(os.environ[_STATUS]), b"joined")
+        os.write(int(os.environ[_STATUS]), text.encode()[:4000])

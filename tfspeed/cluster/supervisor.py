@@ -114,6 +114,7 @@ class Supervisor:
                      *self.command], env=environment, pass_fds=[write], process_group=0,
                     stdin=subprocess.DEVNULL, **output)
             os.close(write)
+            os.set_blocking(read, False)
             self.workers.append(Worker(index, process, stderr, read))
 
     def _shares(self) -> list[str]:
@@ -143,6 +144,8 @@ class Supervisor:
     def _judge(self, ended: list[Worker], since: float) -> int | None:
         """The exit code of the job, if it is over. Raises _Died when a worker must be replaced."""
         codes = {w.index: w.process.returncode for w in ended}
+        if codes.get(0) == 0:  # all is done, however the others end
+            return 0 if len(ended) == len(self.workers) or since > _GRACE_S else None
         for worker in ended:  # causes before symptoms
             code = codes[worker.index]
             if code < 0:
@@ -154,7 +157,7 @@ class Supervisor:
         if first := codes.get(self.workers[0].index):
             if first != LOST:
                 return first  # it has said why
-        elif first == 0 and (len(ended) == len(self.workers) or since > _GRACE_S):
+        elif first == 0:  # of a machine without the chief
             return 0
         if since < 2:
             return None  # for the chief's own word, and for the cause
@@ -165,8 +168,11 @@ class Supervisor:
                 return _USER_ERROR
         if LOST in codes.values():
             silent = [w.index for w in self.workers if w.index not in codes]
-            raise _Died(f"{self._named(silent[0])} does not answer." if silent else
-                        "A worker on another machine is gone, or does not answer.")
+            if silent:
+                raise _Died(f"{self._named(silent[0])} does not answer.")
+            others = len(self.indices) < len(self.cluster.addresses)
+            raise _Died(("A worker on another machine is gone, or does not answer." if others else
+                         "The workers lost each other.") + _cause(ended))
         return None
 
     def _named(self, index: int) -> str:
@@ -180,16 +186,21 @@ class Supervisor:
         return " " + " ".join(worker.stderr.read_text(errors="replace").split("\n")[-12:])
 
     def _never_came(self) -> TfspeedError:
-        late = addresses.silent(self.cluster.addresses) or [
-            w.index for w in self.workers if not w.joined]
+        every = range(len(self.cluster.addresses))
+        late = (addresses.silent(self.cluster.addresses) or [i for i in every
+                if i not in self.indices] or [w.index for w in self.workers if not w.joined])
         return TfspeedError(
             f"Not all workers came within {self.join_s:g} s: nothing was heard of "
             f"{', '.join(map(self.cluster.named, late))}.",
-            hint="Start it, or give --join_timeout more seconds. Its port must be reachable: "
-                 "firewalls, --bind.")
+            hint="Start it, or give --join_timeout more seconds. Its port must be reachable "
+                 "(firewalls, --bind), and no other program's.")
 
     def _interrupted(self) -> int:
-        """Ctrl-C: the chief writes what it has; a second one strikes at once."""
+        """Ctrl-C: the chief writes what it has; a second one strikes at once. Who waits for others
+        to come has nothing, and would not hear of it."""
+        if not self.workers or self.workers[0].index or not self.workers[0].joined:
+            self.say("Interrupted.")
+            return _INTERRUPTED
         with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired,
                                  ProcessLookupError):
             self.workers[0].process.send_signal(signal.SIGINT)
@@ -205,3 +216,12 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 os.close(worker.status)
         self.workers = []
+
+
+def _cause(ended: list[Worker]) -> str:
+    """Why workers that lost another one think so; "" where none said it."""
+    for worker in ended:
+        with contextlib.suppress(BlockingIOError):
+            if said := os.read(worker.status, 4096).removeprefix(b"joined"):
+                return f" {said.decode(errors='replace')}"
+    return ""

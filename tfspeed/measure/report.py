@@ -1,5 +1,6 @@
 """Rows as JSON (the source), as tables on screen, and as Markdown."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,8 @@ def write_json(path: str | Path, environment: dict, rows: list[dict]) -> None:
                                       indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise TfspeedError("The results cannot be written.", output=str(path),
                            cause=str(error)) from error
 

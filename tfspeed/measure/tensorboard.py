@@ -96,5 +96,5 @@ def write_run(logdir: str | Path, row: dict) -> Path:
                 tf.summary.image("profile/operators", tf.io.decode_png(content, channels=3)[None])
     except (OSError, tf.errors.OpError) as error:
         raise TfspeedError("TensorBoard's events cannot be written.", logdir=str(logdir),
-                           cause=str(error)[:200]) from error
+                           cause=str(error)[-200:]) from error  # the reason stands last
     return folder

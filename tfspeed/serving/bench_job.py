@@ -80,6 +80,9 @@ def _measured(target, load, rate: float | None, goodputs: list[dict], bar) -> di
     with bar.task(f"{len(made)} requests, {rate or 'as in the trace'} a second",
                   len(made)) as advance:
         served, seconds = bench.run(target, made, advance)
+    if all(s.error for s in served):
+        raise TfspeedError("No request was answered.", cause=served[0].error[:300],
+                           hint="With --url: does the server run, is --model its model's name?")
     row = {"request_rate": rate, "num_prompts": len(made), "cut_to_context": cut,
            **bench.summary(served, seconds, goodputs[0] if goodputs else {})}
     if goodputs:

@@ -38,6 +38,7 @@ class Inbox:
         self._capacity, self._latest = capacity, latest
         self._waiting: OrderedDict[str, deque[Event]] = OrderedDict()
         self._count = 0
+        self._dropped: set[str] = set()
         self._changed = threading.Condition()
         self._ended = self._closed = False
 
@@ -45,6 +46,9 @@ class Inbox:
         """Waits until there is room; False where nobody listens any more."""
         with self._changed:
             while not self._closed:
+                if event.stream in self._dropped:
+                    self._dropped.remove(event.stream)  # who sent it knows now
+                    return False
                 waiting = self._waiting.get(event.stream)
                 if waiting and self._latest:
                     waiting[-1] = event
@@ -56,6 +60,15 @@ class Inbox:
                     return True
                 self._changed.wait(_PULSE_S)
         return False
+
+    def drop(self, stream: str) -> None:
+        """Nobody wants more of a stream: what waits is thrown away, and its sender is told."""
+        with self._changed:
+            waiting = self._waiting.pop(stream, ())
+            self._count -= len(waiting)
+            if not any(event.end for event in waiting):
+                self._dropped.add(stream)
+            self._changed.notify_all()
 
     def end(self) -> None:
         """No more will be put: the iteration ends after what waits."""

@@ -30,7 +30,7 @@ def run(flags) -> int | None:
                                model=worker.backend.model.name)
         bar.say(f"{worker.backend.model.name} on {worker.backend.name} reads {words}. Ctrl-C stops "
                 "it.")
-        made = Partials(worker, flags.new_tokens, sampling)
+        made = Partials(worker, flags.new_tokens, sampling, inbox.drop)
         for partial in made.results(events(dataset(inbox))):
             failed |= bool(partial.error)
             show(partial, flags.json)

@@ -3,7 +3,8 @@
 import dataclasses
 import queue
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 from tfspeed.engines.sampling import Sampling
 from tfspeed.models.text_stream import StoppedText
@@ -39,19 +40,25 @@ class Partials:
 
     Args:
         new_tokens: of a result.
+        drop: told which stream is over because its text became too long, where more may come.
     """
 
-    def __init__(self, worker: Worker, new_tokens: int, sampling: Sampling | None = None):
+    def __init__(self, worker: Worker, new_tokens: int, sampling: Sampling | None = None,
+                 drop: Callable[[str], None] = lambda stream: None):
         self._worker, self._new_tokens = worker, new_tokens
-        self._sampling = sampling or Sampling()
+        self._sampling, self._drop = sampling or Sampling(), drop
         self._tokenizer = worker.backend.model.tokenizer
         self._last: dict[str, Partial] = {}
+        self._over: deque[tuple[str, str]] = deque(maxlen=8)  # dropped streams, and their texts
 
     def results(self, events: Iterable[Event]) -> Iterator[Partial]:
         """One for each event, in their order. An end whose text has not changed has the last
-        result once more, as the final one."""
+        result once more, as the final one. None for what was on its way from a dropped stream."""
         texts: dict[str, str] = {}
         for event in events:
+            if any(event.stream == name and event.text.startswith(text)
+                   for name, text in self._over):
+                continue
             last = self._last.get(event.stream)
             if event.error:
                 made = self._new(event, error=event.error)
@@ -62,7 +69,7 @@ class Partials:
             else:
                 made = self._continued(event)
             texts[event.stream], self._last[event.stream] = event.text, made
-            if event.end:
+            if made.end:
                 del self._last[event.stream], texts[event.stream]
             yield made
 
@@ -75,7 +82,11 @@ class Partials:
         tokens = self._tokenizer.encode(event.text.rstrip())
         room = self._worker.backend.context_length - len(tokens)
         if room < 1:
-            return self._new(event, read=len(tokens), error="the text is longer than the model's "
+            if not event.end:
+                self._over.append((event.stream, event.text))
+                self._drop(event.stream)
+            return self._new(dataclasses.replace(event, end=True), read=len(tokens), error="the "
+                             "text is longer than the model's "
                              f"{self._worker.backend.context_length} tokens")
         updates: queue.SimpleQueue = queue.SimpleQueue()
         request = Request(tokens, min(self._new_tokens, room), self._sampling,

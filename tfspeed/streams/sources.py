@@ -49,7 +49,8 @@ class Lines:
             self._text += line.decode("utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             return self._fail(f"line {self._count} is no UTF-8 text ({error.reason})")
-        return self._inbox.put(Event(self._stream, self._text))
+        self.open = self._inbox.put(Event(self._stream, self._text))
+        return self.open
 
     def _fail(self, error: str) -> bool:
         self.open = False

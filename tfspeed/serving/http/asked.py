@@ -97,7 +97,8 @@ def read(body, chat: bool, model, name: str, context: int, limits: Limits) -> As
     if room < 1:
         raise BadRequest(f"The prompt has {context - room} tokens; with its answer it must fit "
                          f"into {context}.", "messages" if chat else "prompt")
-    field = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    given = body.get("max_completion_tokens") is not None
+    field = "max_completion_tokens" if given else "max_tokens"
     most = min(limits.new_tokens, room)
     usual = most if chat else min(most, _COMPLETION_TOKENS)
     return Asked(chat, prompts, _integer(body, field, usual, 1, most), n, _sampling(body),

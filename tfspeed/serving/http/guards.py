@@ -25,16 +25,15 @@ class PatientProtocol(AutoHTTPProtocol):
         self._expect_headers()
 
     def data_received(self, data):
-        waiting = self._waits_for_headers()
         super().data_received(data)
-        if not waiting and self._waits_for_headers():
-            self._expect_headers()  # of a next request
+        if self._waits_for_headers() and self._expected_after is not self.cycle:
+            self._expect_headers()  # of a next request, whose first bytes these are
 
     def _waits_for_headers(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _expect_headers(self):
-        before = self.cycle
+        before = self._expected_after = self.cycle
 
         def check():
             if self.cycle is before and self._waits_for_headers():
