@@ -13,21 +13,25 @@ from tfspeed.costs.communication import Link
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.shapes import Shape
 
-COLLECTIVES = Link(1.6e-3, 1e9)  # an all-gather of a few integers between two: 3.2 ms (BUILD.md)
+COLLECTIVES = Link(3.2e-3, 1e9)  # an all-gather of a few integers between two (BUILD.md)
 SUMS = Link(1.25e-4, 3e9)  # of two logical devices of a process: 0.25 ms a sum (BUILD.md)
-_HANDLING_S = 7e-5  # of a pipeline's message in Python (BUILD.md: a link takes 0.08 ms)
+_HANDLING_S = 6e-4  # of a pipeline's message, where each worker has one core (BUILD.md)
 MOST = 64  # texts of a batch, where a crossover is looked for
+_TOLD_BYTES = 24  # of a prompt's token: up to six characters of JSON, an int32 each
 CHUNK = 16  # tokens between two gatherings of multi_worker
 
 
 def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
                  load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
-    """Latencies where each worker generates its share of a batch."""
+    """Latencies where each worker generates its share of a batch. Before the first token the chief
+    tells all what to do, which are two gatherings (how long the message is, then the message)."""
     each = dataclasses.replace(load, batch=-(-load.batch // workers))
     times = predictor.latency(shape, engine, max(1, cores // workers), each)
     slower = predictor.sharing(cores, workers, shape, engine, each)
     gather = communication.all_gather(workers, 4 * load.batch * CHUNK).seconds(link)
-    found = {"ttft_s": times["ttft_s"] + gather}
+    message = communication.all_gather(workers, _TOLD_BYTES * load.batch * load.prompt_tokens)
+    told = communication.all_gather(workers, 4).seconds(link) + message.seconds(link)
+    found = {"ttft_s": times["ttft_s"] + told + gather}
     steps = load.new_tokens - 1
     if "tpot_s" in times:
         found["tpot_s"] = times["tpot_s"] * slower + gather * (-(-steps // CHUNK)) / steps
