@@ -6,6 +6,7 @@ import pytest
 from strategies.keras_quantize import KerasQuantize, Options
 from tests.conftest import tiny_decoder, tiny_uncached
 from tfspeed.errors import TfspeedError
+from tfspeed.export import job
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 24), np.int32)
 
@@ -28,6 +29,14 @@ def test_modes_shrink_the_model_and_calibration_is_inert(monkeypatch):
         assert np.sqrt(np.square(found[mode] - expected).mean()) < expected.std()
     np.testing.assert_array_equal(model.score(TOKENS), expected)
     np.testing.assert_array_equal(found["gptq"], found["awq"])
+
+
+def test_a_keras_file_of_it_is_refused(tmp_path):
+    """It would be written, and no process could read it."""
+    model = tiny_decoder(hidden_dim=64, head_dim=16, mlp_dim=128, num_layers=1)
+    with pytest.raises(TfspeedError, match="cannot be loaded again"):
+        job.export(changed("int8", model), model, "keras", "float32", None, tmp_path, "", None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input():

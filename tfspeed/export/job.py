@@ -106,6 +106,12 @@ def export(model: LanguageModel, reference: LanguageModel, form: str, weights: s
         raise TfspeedError("A file holds a whole model, and the weights of this one are spread "
                            "over several devices.", devices=list(model.placement.devices),
                            hint="Leave tensor_parallel out.")
+    # Keras quantizes layers in place: our models' `from_config` would make them as they were.
+    ours = isinstance(model.keras_model, Decoder | EncoderDecoder | Recurrent)
+    if form == "keras" and ours and any(getattr(layer, "quantization_mode", None)
+                                        for layer in model.keras_model._flatten_layers()):
+        raise TfspeedError("A .keras file of layers that Keras quantized cannot be loaded again.",
+                           strategy=strategy, hint="Use --strategy=quantize, which packs them.")
     windows, note = text_windows(reference, text)
     if model.speculation is not None:
         raise TfspeedError("A file holds a model, and drafts are made while an engine generates.",
