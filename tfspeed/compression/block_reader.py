@@ -10,6 +10,7 @@ from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
 CHUNK = 2  # windows that go through a block at a time: its activations are several times theirs
+_ROWS = 64  # tokens whose logits are held at a time, beside the reference's
 
 
 class Reader:
@@ -39,26 +40,38 @@ class Reader:
 
     def through(self, i: int, x, block: Block | None = None, see=None):
         """What a block, or another in its place, makes of `x`; `see` gets each part's output."""
-        block, parts = block or self.decoder.blocks[i], []
+        block = block or self.decoder.blocks[i]
+        made = np.empty(x.shape, np.asarray(x[:0]).dtype)
         for at in range(0, len(x), CHUNK):
-            parts.append(block(x[at:at + CHUNK], *self._arguments[i])[0])
+            out = block(x[at:at + CHUNK], *self._arguments[i])[0]
+            made[at:at + CHUNK] = out
             if see:
-                see(parts[-1])
-        return tf.concat(parts, 0)
+                see(out)
+        return made
 
     def log_p(self, x, start: int, without=()) -> np.ndarray:
         """Log-probabilities of the next token, float32 `[windows * length, vocabulary]`, of what
         block `start` reads; some blocks are left out."""
+        return np.concatenate(list(self._log_p(x, start, without)))
+
+    def divergence(self, reference: np.ndarray, x, start: int, without=()) -> float:
+        """KL divergence of the same from a reference as `log_p` gives it, nats a token."""
+        total, at = 0.0, 0
+        for mine in self._log_p(x, start, without):
+            sure = reference[at:at + len(mine)]
+            total += float(np.sum(np.exp(sure) * (sure - mine)))
+            at += len(mine)
+        return total / at
+
+    def _log_p(self, x, start: int, without):
+        """A piece at a time: all logits of two windows are a fifth of a small model."""
         for i in range(start, len(self.decoder.blocks)):
             if i not in without:
                 x = self.through(i, x)
-        logits = self.decoder.logits(self.decoder.final_norm(x))
-        return tf.nn.log_softmax(tf.reshape(logits, (-1, logits.shape[-1])))
-
-
-def divergence(reference, other) -> float:
-    """KL divergence of distributions `[tokens, vocabulary]` in logarithms, nats a token."""
-    return float(tf.reduce_mean(tf.reduce_sum(tf.exp(reference) * (reference - other), -1)))
+        rows = _rows(self.decoder.final_norm(x))
+        for at in range(0, len(rows), _ROWS):
+            logits = self.decoder.logits(rows[None, at:at + _ROWS])
+            yield np.asarray(tf.nn.log_softmax(logits[0]), np.float32)
 
 
 class Grams:

@@ -13,7 +13,6 @@ import tensorflow as tf
 from tfspeed.compression.block_reader import (
     Grams,
     Reader,
-    divergence,
     layers_of,
     matrix_of,
 )
@@ -103,7 +102,7 @@ class Survey:
         left[:, kept] = refitted(matrix, gram, kept)
         with replaced_calls((dense, lambda _: _product(left, dense))):
             out = self.reader.through(i, x[:_TRIAL_WINDOWS])
-        cost = max(divergence(self.reference, self.reader.log_p(out, i + 1)), 1e-9)
+        cost = max(self.reader.divergence(self.reference, out, i + 1), 1e-9)
         self.curves[kind, i] = errors * (cost / max(errors[tried - 1], 1e-30))
         self.sizes[kind, i] = size
 
@@ -113,7 +112,7 @@ class Survey:
         x = self.reader.embedded[:_TRIAL_WINDOWS]
         for i in range(first):
             x = self.reader.through(i, x)
-        return divergence(self.reference, self.reader.log_p(x, first, without=set(layers)))
+        return self.reader.divergence(self.reference, x, first, without=set(layers))
 
 
 def reach(config: DecoderConfig, wanted: dict[str, list[int]], multiple: int) -> int:
