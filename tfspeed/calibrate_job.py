@@ -24,10 +24,10 @@ def run(flags) -> int | None:
     if flags.check or flags.check_choice:
         for name in ("output", "picture"):
             check_writable(flags[name].value, name)
-        made = calibration.load()
-        if flags.check_choice:
-            return checking.run_choice(made, threads, flags.output)
-        return checking.run(made, threads, engines, flags.output, flags.picture)
+    if flags.check_choice:
+        return checking.run_choice(calibration.load(), threads, flags.output)
+    if flags.check:
+        return checking.run(calibration.load(), threads, engines, flags.output, flags.picture)
     made = calibrating.calibrate(threads, engines, Progress())
     target = calibration.save(made)
     _print(made)

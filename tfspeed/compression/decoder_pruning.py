@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspeed.compression import targets
 from tfspeed.compression.block_reader import Grams, Reader, layers_of, matrix_of
 from tfspeed.compression.copying import rebuilt, renew, share
 from tfspeed.compression.pruning_survey import Cut, unit
@@ -20,7 +19,7 @@ from tfspeed.models.decoder import Block, Decoder
 
 
 def check(decoder: Decoder) -> None:
-    """Refuses layers that are no plain products any more, and weights that are not finite."""
+    """Refuses layers that are no plain products any more."""
     for block in decoder.blocks:
         for layer in (block.attention.query_key_value, block.attention.out, block.mlp.up,
                       block.mlp.down):
@@ -29,8 +28,6 @@ def check(decoder: Decoder) -> None:
                                    layer=layer.path, type=type(layer).__name__,
                                    hint="Name prune_structured before the strategy that packs or "
                                         "splits the layers.")
-    for target in targets.find(decoder):
-        target.matrix()  # says which is not finite
 
 
 def pruned_config(c: DecoderConfig, cut: Cut, steps: dict) -> DecoderConfig:

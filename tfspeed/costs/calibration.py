@@ -9,12 +9,12 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 from tfspeed.cache import cache_folder
 from tfspeed.devices import available_cores, cpu_model
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
@@ -66,12 +66,11 @@ def fingerprint() -> dict:
 def save(calibration: Calibration) -> Path:
     """Writes it whole or not at all."""
     target = path()
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(dataclasses.asdict(calibration), indent=1) + "\n",
-                           encoding="utf-8")
-        os.replace(partial, target)
+        with appearing(target) as beside:
+            beside.write_text(json.dumps(dataclasses.asdict(calibration), indent=1) + "\n",
+                              encoding="utf-8")
     except OSError as error:
         raise TfspeedError("The calibration cannot be written.", path=str(target),
                            cause=error.strerror, hint="Set XDG_CACHE_HOME to another folder."

@@ -1,10 +1,12 @@
 """Predicts and measures configurations that no calibration has seen: table, picture, JSON; and the
 planner's choice beside a whole grid."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +28,14 @@ METRICS = ("ttft_s", "tpot_s")
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
         picture_path: str) -> None:
     """Measures, prints and writes; Ctrl-C leaves what there is."""
-    bar, rows = Progress(), []
-    predictor = Predictor(made)
+    rows, predictor = [], Predictor(made)
     chosen = {count: [case for case in cases.held_out(count)
                       if case.engine.partition(":")[0] in engines] for count in threads}
     try:
-        with bar.task("checking", sum(map(len, chosen.values()))) as advance:
-            for count in threads:
-                with Observer(count) as observer:
-                    for case in chosen[count]:
-                        advance(case.label)
-                        rows.append(_row(predictor, case, observer.observe(case)))
-                        _write_rows(output, rows)  # what was measured stays, whatever comes
+        with contextlib.closing(_observed(chosen, "checking")) as observed:
+            for case, seen in observed:
+                rows.append(_row(predictor, case, seen))
+                _write_rows(output, rows)  # what was measured stays, whatever comes
     finally:
         if rows:
             _report(rows, output, picture_path)
@@ -46,16 +44,11 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
 def run_choice(made: Calibration, threads: list[int], output: str) -> None:
     """Measures all of `choosing`'s grid, and prints how far the planner's choices are from it."""
     guesses, seconds = choosing.predicted(_shape(cases.DEFAULT_MODEL), Predictor(made), threads)
-    truths, begin, bar = [], time.perf_counter(), Progress()
-    with bar.task("measuring every point", len(guesses)) as advance:
-        seen = {}
-        for count in threads:
-            with Observer(count) as observer:
-                for point in guesses:
-                    if point.threads == count:
-                        advance(choosing.case(point).label)
-                        seen[point] = observer.observe(choosing.case(point))
-        truths = [choosing.measured(point, seen[point]) for point in guesses]
+    begin = time.perf_counter()
+    chosen = {count: [choosing.case(point) for point in guesses if point.threads == count]
+              for count in threads}
+    seen = dict(_observed(chosen, "measuring every point"))
+    truths = [choosing.measured(point, seen[choosing.case(point)]) for point in guesses]
     spent, rows = time.perf_counter() - begin, choosing.judge(guesses, truths)
     _write(output, {"rows": rows, "points": [
         {**dataclasses.asdict(choosing.case(truth)), "ttft_s": truth.ttft_s,
@@ -63,6 +56,16 @@ def run_choice(made: Calibration, threads: list[int], output: str) -> None:
         for guess, truth in zip(guesses, truths, strict=True)],
         "predicting_s": seconds, "measuring_s": spent})
     _report_choice(rows, len(guesses), seconds, spent, output)
+
+
+def _observed(chosen: dict[int, list[cases.Case]], what: str) -> Iterator[tuple[cases.Case, dict]]:
+    """Each case, by the number of threads, and its times, as they are measured."""
+    with Progress().task(what, sum(map(len, chosen.values()))) as advance:
+        for count, every in chosen.items():
+            with Observer(count) as observer:
+                for case in every:
+                    advance(case.label)
+                    yield case, observer.observe(case)
 
 
 def _row(predictor: Predictor, case: cases.Case, seen: dict) -> dict:

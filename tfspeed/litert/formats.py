@@ -1,6 +1,7 @@
 """How many bits each matrix gets: what stands after the colon of `--engine=litert:int8`."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ class Formats:
                                    hint=f"Names are {', '.join(names[:_SHOWN])} and so on.")
 
     @classmethod
+    @functools.cache  # a fit of the cost models asks thousands of times
     def of_engine(cls, engine: str) -> "Formats":
         """What an engine's name says after its colon: of `fused:int8`, int8."""
         return cls(engine.partition(":")[2] or "float32")

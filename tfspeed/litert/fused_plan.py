@@ -106,10 +106,11 @@ def make(config: DecoderConfig, packed: PackedDecoder, half_cache: bool,
                                bytes=blob.size, hint="Use fewer bits, or --engine=litert.")
     words = np.frombuffer(bytes(plan) + bytes(layers), np.int32)
     own, *places = pieces([words.nbytes, shared.size, *(blob.size for blob in blobs)])
-    own.view(np.int32)[:] = words
+    own = own.view(np.int32)
+    own[:] = words
     for blob, place in zip((shared, *blobs), places, strict=True):
         blob.write(place)
-    return FusedPlan([own.view(np.int32), *places])
+    return FusedPlan([own, *places])
 
 
 def first_layers(plan: FusedPlan, count: int) -> FusedPlan:

@@ -1,8 +1,6 @@
 """Rows as JSON (the source), as tables on screen, and as Markdown."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 import rich.box
@@ -10,6 +8,7 @@ import rich.table
 from rich.text import Text
 
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 from tfspeed.measure.metrics import NOISY, finite
 
 _NONE = "–"
@@ -18,15 +17,11 @@ _ABREAST = 3  # columns that fit beside each other
 
 def write_json(path: str | Path, environment: dict, rows: list[dict]) -> None:
     """Writes `{"environment": …, "rows": […]}` whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps({"environment": environment, "rows": finite(rows)},
-                                      indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with appearing(Path(path)) as beside:
+            beside.write_text(json.dumps({"environment": environment, "rows": finite(rows)},
+                                         indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise TfspeedError("The results cannot be written.", output=str(path),
                            cause=str(error)) from error
 
