@@ -297,6 +297,12 @@ class Graph:
         return self._op("EMBEDDING_LOOKUP", [ids, self.weight(table)],
                         (*ids.shape, table.shape[1]), np.float32, version=4)
 
+    def gather(self, table: Tensor, ids: Tensor, axis: int):
+        """Rows of `table` along an axis, in the order of the ids, int32 `[n]`."""
+        shape = list(table.shape)
+        shape[axis] = ids.shape[0]
+        return self._op("GATHER", [table, ids], shape, options=schema.GatherOptionsT(axis=axis))
+
     # Shapes.
 
     def reshape(self, x, shape):

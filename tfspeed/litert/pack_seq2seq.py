@@ -15,7 +15,13 @@ from tfspeed.litert.dense import Dense, array, packed_matrix
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product, norm, unsupported
 from tfspeed.litert.weights import Weight, pack
-from tfspeed.models.encoder_decoder import CrossAttention, EncoderDecoder, EncoderDecoderBlock
+from tfspeed.models.encoder_decoder import (
+    CrossAttention,
+    EncoderDecoder,
+    EncoderDecoderBlock,
+    relative_bucket,
+)
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 from tfspeed.models.packed import Packed, PackedConv1D, PackedEmbedding
 
 
@@ -36,13 +42,17 @@ class PackedEncoderDecoder:
 
     Attributes:
         convolutions: products over three neighbouring frames, `[hidden, 3 · in]`; [] for tokens.
-        positions: of the encoder, float32 `[source, hidden]`.
+        positions: of the encoder, float32 `[source, hidden]`; None where they are relative.
+        distances: where they are, what the encoder adds to its scores for keys from `source - 1`
+            before a query to as many behind it, float32 `[heads, 2 · source - 1]`, and what the
+            decoder adds for keys 0 to `context - 1` before, `[heads, context]`.
         embedding_norms: of both sides, or None.
         encoder_norm: float32 `[2, hidden]`, or None.
     """
 
     convolutions: list[Product]
-    positions: np.ndarray
+    positions: np.ndarray | None
+    distances: tuple[np.ndarray, np.ndarray] | None
     encoder: list[PackedBlock]
     encoder_norm: np.ndarray | None
     embedding_norms: tuple[np.ndarray, np.ndarray] | None
@@ -67,12 +77,9 @@ class PackedEncoderDecoder:
 
 def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncoderDecoder:
     """Raises:
-        TfspeedError: a layer, or the kind of positions, has no LiteRT form.
+        TfspeedError: a layer has no LiteRT form.
     """
     c = model.config
-    if c.positions == "relative":
-        raise TfspeedError("Relative positions (T5) have no LiteRT form yet.", model=model.name,
-                           hint="Use --engine=xla.")
     for block in (*model.encoder, *model.decoder):
         if type(block) is not EncoderDecoderBlock or (
                 block.crosses and type(block.cross) is not CrossAttention):
@@ -119,17 +126,34 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
     if getattr(model.embedding, "channel_scale", None) is not None:
         raise unsupported(model.embedding)
     final = [norm(n) for n in model.final_norms] if c.final_norm else [None, None]
+    if c.logit_scale != 1:  # what the head reads is what the norm gives
+        if final[1] is None:
+            raise TfspeedError("Scaled logits without a final norm have no LiteRT form.",
+                               model=model.name, hint="Use --engine=xla.")
+        final[1] = final[1] * np.float32(c.logit_scale)
+    learned = c.positions == "learned"
     decoder = PackedDecoder(
         embedding, None if c.embedding_scale == 1 else scale,
-        pack("position_embedding", tables[1], 32), [block(b) for b in model.decoder], final[1],
-        head)
+        pack("position_embedding", tables[1], 32) if learned else None,
+        [block(b) for b in model.decoder], final[1], head)
     return PackedEncoderDecoder(
         [_convolution(f"convolution_{i}", layer, formats)
          for i, layer in enumerate(model.convolutions if c.source == "audio" else ())],
-        tables[0], [block(b) for b in model.encoder], final[0],
+        tables[0] if learned else None, None if learned else _distances(c, *tables),
+        [block(b) for b in model.encoder], final[0],
         tuple(map(norm, model.embedding_norms)) if c.embedding_norm else None, decoder,
         [cross(b) for b in model.decoder],
         array(model.logit_bias) if c.logit_bias else None)
+
+
+def _distances(c: EncoderDecoderConfig, encoder, decoder) -> tuple[np.ndarray, np.ndarray]:
+    """See `PackedEncoderDecoder`, of tables `[buckets, heads]`."""
+    def added(table, distances, both_ways):
+        buckets = relative_bucket(distances, c.relative_buckets, c.relative_distance, both_ways)
+        return np.ascontiguousarray(table[np.asarray(buckets)].T)
+
+    return (added(encoder, np.arange(1 - c.source_length, c.source_length, dtype=np.int32), True),
+            added(decoder, -np.arange(c.context_length, dtype=np.int32), False))
 
 
 def _table(layer, formats: Formats) -> Weight:

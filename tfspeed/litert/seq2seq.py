@@ -2,6 +2,7 @@
 decode over KV caches in place and over the keys and values that `encode` gave."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -28,8 +29,9 @@ def given_names(config: EncoderDecoderConfig) -> list[str]:
 
 def decoder_config(config: EncoderDecoderConfig) -> DecoderConfig:
     """What `Lowering` must know of the decoder."""
-    return dataclasses.replace(config.block, positions="learned",
-                               embedding_scale=config.embedding_scale)
+    return dataclasses.replace(
+        config.block, positions="learned" if config.positions == "learned" else "none",
+        embedding_scale=config.embedding_scale)
 
 
 class CrossLowering(Lowering):
@@ -49,6 +51,20 @@ class CrossLowering(Lowering):
         self.source_bias = None
         if c.source == "tokens":
             self.source_bias = g.input(BIAS, (self.batch, 1, 1, c.source_length))
+        if self.parts.distances is not None:
+            self.biases = {window: g.add(bias, self._distances(slots))
+                           for window, bias in self.biases.items()}
+
+    def _distances(self, slots) -> Tensor:
+        """What T5 adds to the scores by how far before a token a key lies, float32 `[1, heads,
+        length, capacity]`; padding on the left moves both, and changes nothing."""
+        g, shape = self.graph, (self.length, self.capacity)
+        query = g.reshape(g.cast(slots, np.float32), (self.length, 1))
+        key = g.constant(np.arange(self.capacity, dtype=np.float32)[None])
+        behind = g.minimum(g.unary("RELU", g.sub(query, key)), self.whole.context_length - 1.0)
+        behind = g.cast(g.reshape(behind, (math.prod(shape),)), np.int32)
+        table = g.constant(self.parts.distances[1])
+        return g.reshape(g.gather(table, behind, 1), (1, self.whole.num_heads, *shape))
 
     def _embed(self, tokens, starts):
         x = super()._embed(tokens, starts)
@@ -105,7 +121,12 @@ class EncodeLowering(Lowering):
 
     def write(self, logits: bool = False) -> None:
         c, g, pre = self.whole, self.graph, self.whole.pre_norm
-        x = g.add(self._source(), g.constant(self.parts.positions[None]))
+        x = self._source()
+        if self.parts.positions is not None:
+            x = g.add(x, g.constant(self.parts.positions[None]))
+        if self.parts.distances is not None:
+            added = self._distances()
+            self.bias = added if self.bias is None else g.add(added, self.bias)
         if self.parts.embedding_norms is not None:
             x = self._norm(x, self.parts.embedding_norms[0])
         for block in self.parts.encoder:
@@ -143,6 +164,16 @@ class EncodeLowering(Lowering):
         third = g.slice(g.reshape(g.slice(padded, 1, 2, count), half), -1, 0, c.hidden_dim)
         x = self._product(g.concatenate([both, third], -1), self.parts.convolutions[1])
         return g.gelu(x, approximate=False)
+
+    def _distances(self) -> Tensor:
+        """What T5 adds to the scores, float32 `[1, heads, source, source]`. Gathered in the graph:
+        as a constant it would be larger than many a matrix."""
+        g, length = self.graph, self.whole.source_length
+        places = np.arange(length, dtype=np.float32)
+        rows = g.sub(g.constant(places[None] + (length - 1)), g.constant(places[:, None]))
+        rows = g.cast(g.reshape(rows, (length * length,)), np.int32)
+        table = g.constant(self.parts.distances[0])
+        return g.reshape(g.gather(table, rows, 1), (1, self.whole.num_heads, length, length))
 
     def _padded(self, x: Tensor) -> Tensor:
         """A row of zeros on either side."""
