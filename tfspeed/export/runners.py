@@ -1,5 +1,6 @@
 """Runs an artifact as its user would, out of the file alone: scores texts, continues prompts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import tensorflow as tf
 from tfspeed import engines
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
-from tfspeed.export import recurrent, seq2seq, tflite
+from tfspeed.export import recurrent, seq2seq, seq2seq_saved, tflite
 from tfspeed.litert.runtime import Buffers, Program
+from tfspeed.models.encoder_decoder_model import SILENCE
 from tfspeed.models.load import load
 from tfspeed.quiet import without_warnings
 
@@ -102,15 +104,27 @@ class SavedModelRunner:
                 self._loaded = tf.saved_model.load(str(path))
             self._call = {name: self._loaded.signatures[name] for name in (
                 "serving_default", "initial_state", "prefill", "decode")}
+            self._source, self._encoded = {}, {}
+            if "encode" in self._loaded.signatures:
+                self._call["encode"] = self._loaded.signatures["encode"]
+                self._extra = json.loads((path / seq2seq_saved.EXTRA).read_text(encoding="utf-8"))
+                self.hear(self._extra["empty_source"])
         except Exception as error:  # TensorFlow raises whatever a broken file leads to
             raise TfspeedError("This SavedModel cannot be loaded, or is none of ours.",
                                path=str(path), cause=str(error).splitlines()[0][:200]) from error
         # None where a prefill takes any length, else the one that it takes.
         self._length = self._call["prefill"].structured_input_signature[1]["tokens"].shape[1]
 
+    def hear(self, source=None) -> None:
+        """Encodes log-mel frames `[frames, mels]`, or tokens; None: silence."""
+        (name, spec), = self._call["encode"].structured_input_signature[1].items()
+        given = np.full(spec.shape[1:], SILENCE) if source is None else np.asarray(source)
+        self._source = {name: tf.constant(given[None], spec.dtype)}
+        self._encoded = self._call["encode"](**self._source)
+
     def score(self, tokens: np.ndarray) -> np.ndarray:
         """float32 logits `[1, length, vocabulary]` of int32 `[1, length]`."""
-        return self._call["serving_default"](tokens=tf.constant(tokens))["logits"]
+        return self._call["serving_default"](tokens=tf.constant(tokens), **self._source)["logits"]
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The `count` likeliest tokens after a prompt, one after the other."""
@@ -123,11 +137,13 @@ class SavedModelRunner:
             padded = np.zeros((1, width), np.int32)
             padded[0, width - len(piece):] = piece
             state = self._call["prefill"](tokens=tf.constant(padded),
-                                          lengths=tf.constant([len(piece)]), **state)
+                                          lengths=tf.constant([len(piece)]), **state,
+                                          **self._encoded)
             logits = state.pop("logits")
         found = [int(tf.argmax(logits[0]))]
         while len(found) < count:
-            state = self._call["decode"](tokens=tf.constant(found[-1:]), **state)
+            state = self._call["decode"](tokens=tf.constant(found[-1:]), **state,
+                                         **self._encoded)
             found.append(int(tf.argmax(state.pop("logits")[0])))
         return found
 

@@ -4,6 +4,7 @@ Signatures, all by name: `initial_state(batch)` gives an empty state; `prefill(t
 state…)` reads rows padded on the left; `decode(tokens, state…)` reads one token a row; both give
 `logits` and the new state under the names that they took it by. `serving_default(tokens)` gives
 the logits of every token. Nothing is kept between two calls: the state travels with each.
+An encoder–decoder has `encode` as well: see `seq2seq_saved`.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ import tensorflow as tf
 from tensorflow.python.framework.ops import gradient_registry
 
 from tfspeed.errors import TfspeedError
+from tfspeed.export import seq2seq_saved
 from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.recurrent import RecurrentModel
 
@@ -49,11 +52,22 @@ def write(folder: Path, model: LanguageModel, context: int) -> None:
     # Gradients are of no use here, and every load would keep their graphs for good.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), _signatures(model, context), options)
+    if model.reads_source:
+        seq2seq_saved.describe(folder, model)
 
 
 def _signatures(model: LanguageModel, context: int) -> dict:
     structure, specs = _state(model, 1, context)
     free = _free_rows(specs, _state(model, 2, context)[1])
+
+    encode, encoded, source = None, {}, {}
+    if model.reads_source:
+        encode, encoded = seq2seq_saved.encoding(model)
+        source = seq2seq_saved.source_spec(model.config)
+
+    def after(parts):
+        """The model, after what was encoded where it reads a source."""
+        return model.given(seq2seq_saved.nested(model.config, parts)) if encoded else model
 
     def packed(parts):
         return keras.tree.pack_sequence_as(structure, [parts[name] for name in specs])
@@ -67,32 +81,33 @@ def _signatures(model: LanguageModel, context: int) -> dict:
 
     @tf.function
     def prefill(tokens, lengths, **parts):
-        logits, state = model.prefill(tokens, lengths, packed(parts))
+        logits, state = after(parts).prefill(tokens, lengths, packed(parts))
         return {"logits": logits, **named(state)}
 
     @tf.function
     def decode(tokens, **parts):
-        logits, state = model.step(tokens, packed(parts))
+        logits, state = after(parts).step(tokens, packed(parts))
         return {"logits": logits, **named(state)}
 
     @tf.function
-    def serving_default(tokens):
-        return {"logits": model.score(tokens)}
+    def serving_default(tokens, **source):
+        heard = model.given(model.encode(*source.values())) if source else model
+        return {"logits": heard.score(tokens)}
 
-    any_length = isinstance(model, DecoderModel)
+    any_length = isinstance(model, DecoderModel | EncoderDecoderModel)
     width = None if any_length else min(_PREFILL, context)
     scored = None
     if not (any_length or isinstance(model, RecurrentModel)):
         scored = min(_SCORED, model.context_length)
-    row = tf.TensorSpec([None], tf.int32)
-    return {
+    row, free = tf.TensorSpec([None], tf.int32), free | encoded
+    return ({"encode": encode} if encoded else {}) | {
         "initial_state": initial_state.get_concrete_function(
             batch=tf.TensorSpec([], tf.int32)),
         "prefill": prefill.get_concrete_function(
             tokens=tf.TensorSpec([None, width], tf.int32), lengths=row, **free),
         "decode": decode.get_concrete_function(tokens=row, **free),
         "serving_default": serving_default.get_concrete_function(
-            tokens=tf.TensorSpec([None, scored], tf.int32))}
+            tokens=tf.TensorSpec([None, scored], tf.int32), **source)}
 
 
 def _state(model: LanguageModel, batch: int, context: int):

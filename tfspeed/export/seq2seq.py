@@ -30,9 +30,11 @@ _SMALLEST = 64
 
 def check(model, form: str) -> None:
     """Refuses what an encoder–decoder is not written as."""
-    if model.reads_source and form not in ("tflite", "keras"):
-        raise TfspeedError("An encoder–decoder is exported as tflite or keras.", format=form,
-                           model=model.name)
+    if model.reads_source and form == "litertlm":
+        raise TfspeedError("A .litertlm bundle holds decoders alone: LiteRT-LM's runtime hands "
+                           "tokens, positions, masks and KV caches to a model, and no keys and "
+                           "values of an encoder.", model=model.name,
+                           hint="Use --format=tflite, which LiteRT's CompiledModel runs.")
 
 
 def notes(model) -> list[str]:
@@ -51,12 +53,17 @@ def write(path: Path, model, weights: str, context: int) -> None:
     sizes = sorted({min(_SMALLEST, context), context})
     file = TfliteFile(f"{model.name}, exported by tfspeed")
     seq2seq.write(file, config, packed, 1, sizes)
-    audio = config.source == "audio"
-    tflite.describe(
-        file, model, context, sizes=sizes, source=config.source, config=config.to_dict(),
-        empty_source=None if audio else [int(t) for t in np.ravel(model.default_source(1))],
-        prompts=_prompts(model.tokenizer) if audio else None)
+    tflite.describe(file, model, context, sizes=sizes, config=config.to_dict(),
+                    **described(model))
     file.write(path)
+
+
+def described(model) -> dict:
+    """What an app must know to begin."""
+    audio = model.config.source == "audio"
+    return {"source": model.config.source,
+            "empty_source": None if audio else [int(t) for t in np.ravel(model.default_source(1))],
+            "prompts": _prompts(model.tokenizer) if audio else None}
 
 
 def _prompts(tokenizer) -> dict | None:
