@@ -61,11 +61,13 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 
 def _define_strategy_options(argv: Sequence[str]) -> None:
     """Makes the flags of the strategies that `argv` names (of all of them for `--help`), so that
-    only those are imported."""
+    only those are imported; none in a script that applies no strategy."""
+    quiet_tensorflow()
+    if "strategy" not in flags.FLAGS:
+        return
     with contextlib.suppress(flags.Error, OSError):  # main tells of it
         argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True)
     text = "+".join(value for flag, value in _pairs(argv) if flag.lstrip("-") == "strategy")
-    quiet_tensorflow()
     import strategies
 
     wanted = text.split("+")

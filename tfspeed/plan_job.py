@@ -9,13 +9,14 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from tfspeed.costs import calibration, formulas, planner, shapes, workers
+from tfspeed.costs import calibration, formulas, planner, qualities, shapes, workers
 from tfspeed.costs.planner import Budget, Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 from tfspeed.main_job import check_writable, explicit
-from tfspeed.measure import pictures, report
+from tfspeed.measure import pictures
 from tfspeed.measure.experiment import Workload
 from tfspeed.models.load import load
 
@@ -41,14 +42,14 @@ def run(flags) -> int | None:
         return formulas.explain(flags.picture)
     check_writable(flags.output)
     budget = Budget(flags.ttft_ms, flags.tpot_ms, flags.max_perplexity_increase, flags.ram_gb)
-    rows = [row for path in flags.results for row in report.read_json(path).get("rows", ())]
+    rows = qualities.read_rows(flags.results)
     predictor = Predictor(calibration.load())
     model = load(flags.model)
     workload = workload.fitted(model)
     shape = shapes.of(model)
     loads = [Load(batch, workload.prompt_tokens, workload.new_tokens)
              for batch in ((flags.batch,) if flags.batch else planner.BATCHES)]
-    known = planner.qualities(rows, model.name)
+    known = qualities.qualities(rows, model.name)
     points = planner.search(shape, predictor, known, loads,
                             [flags.threads] if flags.threads else sorted({1, cores}),
                             flags.workers, cores)
@@ -58,6 +59,7 @@ def run(flags) -> int | None:
     front = planner.front(kept)
     _write(front, flags)
     _print(front, flags.model, len(points), len(kept))
+    _say_what_is_missing(points, known, flags.results)
     if flags.workers > 1:
         _say_crossovers(predictor, shape, cores, flags, loads[0])
     print(f"Points: {flags.output}   Picture: {flags.picture}")
@@ -73,7 +75,8 @@ def _write(front: list[Point], flags) -> None:
              "predicted": {"ttft_s": p.ttft_s, "tpot_s": p.tpot_s, "e2e_s": p.e2e_s},
              "command": p.command(flags.model)} for p in front]
     try:
-        Path(flags.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        with appearing(Path(flags.output)) as beside:
+            beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         Path(flags.picture).write_bytes(
             pictures.rendered(painter(front, flags.model), _SIZE))
     except OSError as error:
@@ -90,7 +93,7 @@ def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
         table.add_column(name, justify="left" if name.startswith("s") else "right")
     for number, p in enumerate(front, 1):
         increase = p.quality.increase
-        mark = "" if p.quality.source == "measured" else "*"
+        mark = "" if p.quality.measured else "*"
         spread = f"{p.workers} x {p.threads}" if p.workers > 1 else str(p.threads)
         options = "".join(f" {name.partition('_')[2]}={value}" for name, value in
                           p.quality.options)
@@ -102,13 +105,23 @@ def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
     console = rich.console.Console()
     console = rich.console.Console(width=max(_WIDTH, console.width))
     console.print(table)
-    if any(p.quality.source != "measured" for p in front):
+    if not all(p.quality.measured for p in front):
         print("* a prior: what it cost SmolLM2-135M (tfspeed/data/quality_priors.json). Measured "
               "rows take its\n  place: --results=results.json")
     print("The command of each:")
     for number, p in enumerate(front, 1):
         console.print(f"{number:3d} {p.command(model)}", soft_wrap=True, highlight=False,
                       markup=False)
+
+
+def _say_what_is_missing(points: list[Point], known, results: list[str]) -> None:
+    """Engines without a prediction, and files of rows that say nothing of what was searched."""
+    predicted = {p.quality.engine for p in points}
+    left_out = sorted({q.engine for q in known} - predicted)
+    if left_out:
+        print(f"Left out, since no times are predicted: {', '.join(left_out)}.")
+    if results and not any(q.measured for q in known):
+        print("--results: no row measured the quality of what was searched in this model.")
 
 
 def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
@@ -118,11 +131,15 @@ def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
         engine = "xla" if name == "tensor_parallel" else "fused"
         said = []
         for threads, where in ((cores, f"all {cores} cores"), (1, "a single core")):
-            batch = workers.crossover(name, predictor, shape, engine, cores, number, load_,
-                                      threads)
+            try:
+                batch = workers.crossover(name, predictor, shape, engine, cores, number, load_,
+                                          threads)
+            except TfspeedError:  # of an engine that there are no constants of
+                continue
             when = f"from batch {batch} on" if batch else f"at no batch up to {workers.MOST}"
             said.append(f"one on {where} {when}")
-        print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
+        if said:
+            print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
 
 
 def painter(front: list[Point], title: str):

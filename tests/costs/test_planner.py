@@ -11,6 +11,7 @@ from tfspeed.costs import cases, formulas, memory, planner, shapes, workers
 from tfspeed.costs.communication import Link
 from tfspeed.costs.planner import Budget
 from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.qualities import qualities, read_rows
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan
 
@@ -25,7 +26,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def points(predictor):
-    return planner.search(SHAPE, predictor, planner.qualities(), LOADS, [1, 2], 2, 2)
+    return planner.search(SHAPE, predictor, qualities(), LOADS, [1, 2], 2, 2)
 
 
 def test_nothing_on_the_front_is_beaten(points):
@@ -76,12 +77,51 @@ def test_a_bound_is_above_nothing(name):
 def test_measured_quality_takes_the_place_of_a_prior():
     rows = [{"model": "m", "strategy": "quantize(bits=4)", "engine": "fused:int4",
              "perplexity_delta": 0.05}]
-    found = {(q.strategy, q.engine): q for q in planner.qualities(rows, "m")}
+    found = {(q.strategy, q.engine): q for q in qualities(rows, "m")}
     assert found["quantize", "fused:int4"].increase == 0.05
     assert found["quantize", "fused:int4"].source == "measured"
     assert found["baseline", "fused:int8"].source.startswith("prior")
-    other = {(q.strategy, q.engine): q for q in planner.qualities(rows, "another")}
+    other = {(q.strategy, q.engine): q for q in qualities(rows, "another")}
     assert other["quantize", "fused:int4"].source.startswith("prior")
+
+
+def test_a_row_without_perplexity_measured_none():
+    rows = [{"model": "m", "strategy": "baseline", "engine": "fused:int8", "kl_divergence": 0.1}]
+    found = {(q.strategy, q.engine): q for q in qualities(rows, "m")}["baseline", "fused:int8"]
+    assert found.source.startswith("prior")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"rows": [3]}', '{"rows": [{"model": "m"}]}', "3"])
+def test_other_files_than_results_are_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(TfspeedError, match=r"scripts/run\.py wrote"):
+        read_rows([str(tmp_path / "x.json")])
+
+
+def test_engines_without_constants_are_left_out(points):
+    fused = {count: {name: constants[name] for name in ("bandwidth", "fused")}
+             for count, constants in made_up().threads.items()}
+    found = planner.search(SHAPE, Predictor(made_up(threads=fused)), qualities(), LOADS, [1, 2], 2,
+                           2)
+    assert found == [p for p in points if p.quality.engine.startswith("fused")]
+    with pytest.raises(TfspeedError, match="knows nothing of the engine"):
+        planner.search(SHAPE, Predictor(made_up(threads=fused)),
+                       [q for q in qualities() if q.engine == "xla"], LOADS, [1], 1, 2)
+
+
+def test_what_a_strategy_has_changed_is_not_changed_again(predictor):
+    packed = shapes.decoder(cases.MODELS["llama-60m"], bits=8)
+    found = planner.search(packed, predictor, qualities(), LOADS, [1], 1, 1)
+    assert {p.quality.strategy for p in found} == {"baseline"}
+    assert {p.quality.engine.partition(":")[0] for p in found} == {"fused"}
+
+
+def test_more_than_the_layers_have_cannot_go():
+    small = shapes.decoder(dataclasses.replace(cases.MODELS["mini-15m"], vocabulary_size=10**6))
+    for quality in qualities():
+        if quality.strategy in ("low_rank", "prune_structured"):
+            with pytest.raises(TfspeedError):
+                planner.reshaped(small, quality)
 
 
 def test_what_was_never_measured_is_within_no_bound(points):
@@ -94,11 +134,12 @@ def test_the_commands_are_those_of_run(points):
     for point in points:
         command = point.command("glassllm")
         assert command.startswith("python scripts/run.py --model=glassllm --strategy=")
+        assert "--model='my model.gguf' " in point.command("my model.gguf")
         assert ("multi_worker" in command) == (point.workers > 1)
 
 
 def test_pruning_and_low_rank_shrink_a_shape():
-    for quality in planner.qualities():
+    for quality in qualities():
         changed = planner.reshaped(SHAPE, quality)
         taken = dict(quality.options)
         share = taken.get("low_rank_fraction") or taken.get("prune_structured_fraction")

@@ -13,6 +13,7 @@ from tests.costs.calibrations import made_up
 from tests.scripts import forked
 from tfspeed.costs import auto, calibration, planner, shapes
 from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.qualities import qualities
 
 ROOT = Path(__file__).parents[2]
 needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
@@ -39,6 +40,7 @@ def test_plans(calibrated):
         "--model=glassllm --prompt_tokens=99999": (2, "fit in the context"),
         "--model=glassllm --results=none.json": (2, "cannot be read"),
         "--output=none/x.json": (2, "must be a file in a writable folder"),
+        "--quantize_bits=4": (2, "Unknown command line flag"),  # it applies no strategy
     }
     made = forked.calls("plan.py", [flags.split() for flags in cases], calibrated)
     for (flags, (code, said)), (found, out, err) in zip(cases.items(), made, strict=True):
@@ -71,7 +73,7 @@ def test_auto_keeps_well_within_the_gates():
     loose = auto.best(shape, predictor, "m", 2, Load(1, 64, 16), limit=0.5)
     assert loose.tpot_s < found.tpot_s
     assert loose.quality.increase <= 0.25
-    exact = [q for q in planner.qualities() if q.increase == 0]
+    exact = [q for q in qualities() if q.increase == 0]
     assert found.e2e_s < min(p.e2e_s for p in planner.search(
         shape, predictor, exact, [Load(1, 64, 16)], [2], 1, 2))
 

@@ -1,10 +1,10 @@
 """`--strategy=auto`: the planner's best point, measured beside the baseline before it counts."""
 
-import strategies
 from tfspeed import gate
 from tfspeed.costs import calibration, planner, shapes
-from tfspeed.costs.planner import Point, Quality
+from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.qualities import Quality, qualities
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
 
@@ -39,15 +39,14 @@ def choose(flags, workload, threads: int) -> str:
 def best(shape, predictor: Predictor, name: str, threads: int, load_: Load,
          limit: float | None = None) -> Point:
     """The point that is done first; `limit` on perplexity takes the place of the gates."""
-    known = [quality for quality in planner.qualities((), name) if _within(quality, limit)]
+    known = [quality for quality in qualities(model=name) if _within(quality, limit)]
     return planner.best(planner.search(shape, predictor, known, [load_], [threads], 1, threads))
 
 
 def _within(quality: Quality, limit: float | None) -> bool:
     if quality.increase is None:
         return False
-    allowed = limit if limit is not None else gate.limit(strategies.create(quality.strategy),
-                                                         quality.engine)
+    allowed = gate.limit(quality.made(), quality.engine) if limit is None else limit
     return quality.increase <= _MARGIN * allowed
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from tfspeed.costs import planner
 from tfspeed.costs.cases import DEFAULT_MODEL, Case
-from tfspeed.costs.planner import Budget, Point, Quality
+from tfspeed.costs.planner import Budget, Point
 from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.qualities import Quality
 from tfspeed.costs.shapes import Shape
 
 ENGINES = ("graph", "xla", "fused", "fused:float16", "fused:int8", "fused:int4",

@@ -1,22 +1,19 @@
 """Searches what could be run with the cost models, within budgets; nothing is run.
 
 A point is a strategy, a format, an engine, threads, a batch and workers; its latencies are
-predicted, its memory computed. How much perplexity it costs no formula knows: that comes from rows
-that were measured, or else from `data/quality_priors.json`, which says of which model and is only
-a prior for another.
+predicted, its memory computed. How much perplexity it costs no formula knows: see `qualities.py`.
 """
 
 import dataclasses
-import json
 import math
-from pathlib import Path
+import shlex
 
 from tfspeed.costs import memory, workers
 from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.qualities import Quality
 from tfspeed.costs.shapes import Shape, decoder
 from tfspeed.errors import TfspeedError
 
-PRIORS = Path(__file__).parents[1] / "data" / "quality_priors.json"
 BATCHES = 1, 2, 4, 8, 16, 32
 
 
@@ -39,17 +36,6 @@ class Budget:
         """Those that are set."""
         return {name: value for name, value in dataclasses.asdict(self).items()
                 if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Quality:
-    """How much perplexity rises, a fraction; None: not known. `source` says of what."""
-
-    strategy: str
-    options: tuple[tuple[str, object], ...]
-    engine: str
-    increase: float | None
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,62 +75,46 @@ class Point:
         """What measures it."""
         options = "".join(f" --{name}={value}" for name, value in self.quality.options)
         more = f" --workers={self.workers}" if self.workers > 1 else f" --threads={self.threads}"
-        engine = self.quality.engine
-        return (f"python scripts/run.py --model={model} --strategy={self.strategy}{options} "
-                f"--engine={engine}{more} --batch={self.load.batch} "
+        return (f"python scripts/run.py --model={shlex.quote(model)} --strategy={self.strategy}"
+                f"{options} --engine={self.quality.engine}{more} --batch={self.load.batch} "
                 f"--prompt_tokens={self.load.prompt_tokens} --new_tokens={self.load.new_tokens}")
-
-
-def qualities(rows: list[dict] = (), model: str = "") -> list[Quality]:
-    """The priors; where rows measured the same of this model, what they found."""
-    try:
-        told = json.loads(PRIORS.read_text(encoding="utf-8"))["priors"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TfspeedError("The quality priors cannot be read.", path=str(PRIORS)) from error
-    found = []
-    for prior in told:
-        options = tuple(prior.get("options", {}).items())
-        increase, source = prior["perplexity_increase"], f"prior: {prior['source']}"
-        label = _label(prior["strategy"], options)
-        for row in rows:
-            if (row["model"], row["strategy"], row["engine"]) == (model, label, prior["engine"]):
-                increase, source = row.get("perplexity_delta", increase), "measured"
-        found.append(Quality(prior["strategy"], options, prior["engine"], increase, source))
-    return found
-
-
-def _label(strategy: str, options) -> str:
-    """As rows name it: with the options that are not the defaults."""
-    from strategies import find
-    cls = find(strategy).Options
-    defaults = {f"{strategy}_{field.name}": field.default for field in dataclasses.fields(cls)}
-    changed = [f"{name.removeprefix(strategy + '_')}={value}" for name, value in options
-               if defaults[name] != value]
-    return strategy + (f"({','.join(changed)})" if changed else "")
 
 
 def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list[Load],
            threads: list[int], most_workers: int, cores: int) -> list[Point]:
-    """Every point that there are constants for."""
-    found = []
+    """Every point whose times can be predicted.
+
+    Raises:
+        TfspeedError: those of none can.
+    """
+    found, unknown = [], None
     for quality in known:
-        changed = reshaped(shape, quality)
-        for load in loads:
-            need = memory.needed(changed, quality.engine, load.batch, load.prompt_tokens,
-                                 load.new_tokens).total
-            for count in threads:
-                times = predictor.latency(changed, quality.engine, count, load)
-                found.append(_point(quality, count, 1, load, times, need))
-            for number in range(2, most_workers + 1):
-                if number > cores or load.batch < number:
-                    continue
-                times = workers.multi_worker(predictor, changed, quality.engine, cores, number,
-                                             load)
-                each = dataclasses.replace(load, batch=-(-load.batch // number))
-                need = number * memory.needed(changed, quality.engine, each.batch,
-                                              load.prompt_tokens, load.new_tokens).total
-                found.append(_point(quality, cores // number, number, load, times, need))
+        try:
+            changed = reshaped(shape, quality)
+            for load in loads:
+                found += _alone(changed, predictor, quality, load, threads)
+                for number in range(2, min(most_workers, cores, load.batch) + 1):
+                    found.append(_together(changed, predictor, quality, load, number, cores))
+        except TfspeedError as error:
+            unknown = unknown or error
+    if unknown and not found:
+        raise unknown
     return found
+
+
+def _alone(shape, predictor, quality, load, threads) -> list[Point]:
+    need = memory.needed(shape, quality.engine, load.batch, load.prompt_tokens, load.new_tokens)
+    return [_point(quality, count, 1, load,
+                   predictor.latency(shape, quality.engine, count, load), need.total)
+            for count in threads]
+
+
+def _together(shape, predictor, quality, load, number, cores) -> Point:
+    """Of `number` workers that share the cores and the batch."""
+    times = workers.multi_worker(predictor, shape, quality.engine, cores, number, load)
+    need = memory.needed(shape, quality.engine, -(-load.batch // number), load.prompt_tokens,
+                         load.new_tokens)
+    return _point(quality, cores // number, number, load, times, number * need.total)
 
 
 def _point(quality, threads, number, load, times, need) -> Point:
@@ -153,8 +123,17 @@ def _point(quality, threads, number, load, times, need) -> Point:
 
 
 def reshaped(shape: Shape, quality: Quality) -> Shape:
-    """What a strategy will make of a model's shape."""
+    """What a strategy will make of a model's shape.
+
+    Raises:
+        TfspeedError: it cannot take away so much, or another one has been at work already.
+    """
     options = dict(quality.options)
+    if quality.strategy == "baseline":
+        return shape
+    if any(m.rank or m.bits < 32 for m in shape.matrices):
+        raise TfspeedError("What a strategy does is predicted of float32 models that none has "
+                           "changed yet.", strategy=quality.strategy, model=shape.name)
     if quality.strategy == "low_rank":
         layers = sum(m.parameters for layer in shape.layers for m in layer)
         taken = options["low_rank_fraction"] * shape.parameters / layers
@@ -164,6 +143,8 @@ def reshaped(shape: Shape, quality: Quality) -> Shape:
         c = shape.config
         layers = sum(m.parameters for layer in shape.layers for m in layer[2:])
         kept = 1 - options["prune_structured_fraction"] * shape.parameters / layers
+        if kept <= 0:
+            raise TfspeedError("The layers do not have so many parameters.", model=shape.name)
         dims = tuple(max(32, round(kept * width / 32) * 32)
                      for width in (c.mlp_dims or (c.mlp_dim,) * c.num_layers))
         return decoder(dataclasses.replace(c, mlp_dim=max(dims), mlp_dims=dims), shape.name)
