@@ -197,6 +197,23 @@ def test_a_batch_of_one_gains_nothing_from_replicas(predictor):
     assert wins == [True, False]
 
 
+def test_a_parallel_layer_is_summed_once(predictor):
+    config, load = cases.MODELS["llama-60m"], Load(1, 8, 2)
+    slow, free = Link(1.0, 1e12), Link(0.0, 1e12)
+    for parallel, sums in ((False, 2), (True, 1)):
+        shape = shapes.decoder(dataclasses.replace(config, parallel_residual=parallel))
+        waited = [workers.tensor_parallel(predictor, shape, "xla", 2, 2, load, link)["tpot_s"]
+                  for link in (slow, free)]
+        # An all-reduce between two is two messages, one after the other.
+        assert waited[0] - waited[1] == pytest.approx(2 * sums * config.num_layers, rel=1e-6)
+
+
+def test_what_was_changed_is_not_spread_on_paper():
+    for shape in (shapes.decoder(cases.MODELS["mini-15m"], bits=8), SHAPE.thinned(0.5)):
+        with pytest.raises(TfspeedError, match="on paper"):
+            shape.shared_out(2)
+
+
 def test_shards_hold_the_whole_together():
     part = SHAPE.shared_out(5)
     layer, whole = part.layers[0], SHAPE.layers[0]

@@ -25,7 +25,8 @@ import math
 from collections.abc import Callable
 
 from tfspeed.costs.computation import filled_step
-from tfspeed.costs.shapes import Matrix, Shape, up_to
+from tfspeed.costs.matrices import Matrix, up_to
+from tfspeed.costs.shapes import Shape
 
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
 ROWS = 512  # tokens of a call, see engines/fused.py

@@ -13,7 +13,8 @@ import dataclasses
 
 from tfspeed.costs.computation import padded_lengths
 from tfspeed.costs.fused_time import ROWS
-from tfspeed.costs.shapes import Shape, up_to
+from tfspeed.costs.matrices import up_to
+from tfspeed.costs.shapes import Shape
 from tfspeed.litert.formats import Formats
 
 RUNTIME_BYTES = 670e6  # Python and TensorFlow with nothing loaded (BUILD.md, Export)

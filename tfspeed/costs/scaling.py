@@ -7,8 +7,9 @@ worker, links that others use too. Real runs are slower; what loses here loses t
 
 import dataclasses
 
-from tfspeed.costs import communication
+from tfspeed.costs import communication, shapes
 from tfspeed.costs.communication import Link
+from tfspeed.costs.shapes import Shape
 from tfspeed.errors import TfspeedError
 from tfspeed.models.config import DecoderConfig
 
@@ -61,16 +62,10 @@ def tensor_parallel(config: DecoderConfig, machine: Machine, itemsize: int,
     embedding and head whole on each; one sum after each half of a layer."""
     sums = (1 if config.parallel_residual else 2) * config.num_layers
 
-    def point(workers):
-        def share(count):
-            return -(-count // workers)
+    whole = shapes.decoder(config)
 
-        heads = share(config.num_kv_heads)
-        shard = dataclasses.replace(
-            config, num_heads=config.num_heads // config.num_kv_heads * heads, num_kv_heads=heads,
-            mlp_dim=share(config.mlp_dim), mlp_dims=tuple(map(share, config.mlp_dims)),
-            layer_kv_heads=tuple(map(share, config.layer_kv_heads)))
-        work = itemsize * _read_weights(shard) / machine.bytes_per_s
+    def point(workers):
+        work = itemsize * _read_weights(whole.shared_out(workers)) / machine.bytes_per_s
         cost = communication.all_reduce(workers, batch * config.hidden_dim * itemsize)
         return work, sums * cost.seconds(machine.link)
 
@@ -84,7 +79,7 @@ def data_parallel(config: DecoderConfig, machine: Machine, itemsize: int,
 
     def point(workers):
         cost = communication.all_gather(workers, 4 * batch * workers)
-        work = itemsize * _read_weights(config) / machine.bytes_per_s
+        work = itemsize * _read_weights(shapes.decoder(config)) / machine.bytes_per_s
         return work, cost.seconds(machine.link)
 
     return _points(point, own_share=True)
@@ -113,9 +108,6 @@ def _points(point, own_share: bool) -> list[Point]:
     return found
 
 
-def _read_weights(config: DecoderConfig) -> int:
+def _read_weights(shape: Shape) -> int:
     """Weights that a step reads: of a table that is looked up it reads a row."""
-    looked_up = 0 if config.tied_embeddings else config.vocabulary_size
-    if config.positions == "learned":
-        looked_up += config.context_length
-    return config.parameter_count - looked_up * config.hidden_dim
+    return shape.parameters - shape.table_values

@@ -7,12 +7,11 @@
 
 import dataclasses
 import functools
-import math
 from collections import Counter
 
+from tfspeed.costs.matrices import Attention, Matrix
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
-from tfspeed.litert.weights import fitting
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.low_rank import LowRankDense
@@ -21,69 +20,6 @@ from tfspeed.models.recurrent import Recurrent
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices side by side in a cell
 _ITEM_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """A dense layer's matrix, or the two thin ones that stand in its place.
-
-    Attributes:
-        name: as `litert.formats.Formats` knows it: `block_3/mlp/down`, `head`.
-        rank: of two thin ones; 0: a single one.
-        group: values of a row that share a scale, for 4 and 8 bits; 0: a whole row.
-        density: share of the values that are not zero. The dense kernels of all engines here
-            multiply zeros too: it makes files smaller, never a step faster.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    rank: int = 0
-    bits: int = 32
-    group: int = 0
-    density: float = 1.0
-
-    @property
-    def parts(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each product, in their order."""
-        if self.rank:
-            return [(self.inputs, self.rank), (self.rank, self.outputs)]
-        return [(self.inputs, self.outputs)]
-
-    @property
-    def parameters(self) -> int:
-        return sum(inputs * outputs for inputs, outputs in self.parts)
-
-    @functools.cached_property
-    def nbytes(self) -> int:
-        """Values and scales: `litert/weights.py` says how they are kept."""
-        return sum(inputs * outputs * self.bits // 8 + self._scale_bytes(inputs, outputs)
-                   for inputs, outputs in self.parts)
-
-    @functools.cached_property
-    def panel_values(self) -> int:
-        """As the fused engine keeps them: rows and columns filled up to whole panels."""
-        return sum(up_to(inputs, 32) * up_to(outputs, 16) for inputs, outputs in self.parts)
-
-    def flops(self, rows: int) -> int:
-        """Of a product with `rows` rows; a multiply-add is two."""
-        return 2 * rows * self.parameters
-
-    def _scale_bytes(self, inputs: int, outputs: int) -> int:
-        if self.bits > 8:
-            return 0
-        block = fitting(self.group, inputs) if self.group else 0
-        return 2 * outputs * (inputs // block) if block else 4 * outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Attention:
-    """Of one layer; `window` 0: it sees everything."""
-
-    heads: int
-    kv_heads: int
-    dim: int
-    window: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +86,9 @@ class Shape:
     def shared_out(self, workers: int) -> "Shape":
         """What each worker has of it where heads and columns are spread as `tensor_parallel` does:
         whole groups of heads, the rest filled up with zeros; embedding and head whole on each."""
-        if self.config is None:
-            raise TfspeedError("Only decoders are spread over workers.", model=self.name)
+        if self.config is None or any(m.rank or m.bits <= 8 for m in self.matrices):
+            raise TfspeedError("Only decoders that no strategy has changed are spread over "
+                               "workers on paper.", model=self.name)
         c = self.config
 
         def share(count):
@@ -251,8 +188,3 @@ def _matrix(matrix: Matrix, layer) -> Matrix:
         return dataclasses.replace(matrix, bits=layer.packing["bits"],
                                    group=layer.packing["block"])
     return dataclasses.replace(matrix, bits=_ITEM_BITS.get(layer.compute_dtype, 32))
-
-
-def up_to(value: int, multiple: int) -> int:
-    """The next multiple."""
-    return math.ceil(value / multiple) * multiple

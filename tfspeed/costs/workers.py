@@ -40,11 +40,12 @@ def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, wo
 
 def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
                     load: Load, link: Link = SUMS) -> dict[str, float]:
-    """Latencies where each worker has a part of every layer: a sum after each half of a layer."""
+    """Latencies where each worker has a part of every layer: a sum after each half of a layer, or
+    after both where they read the same."""
     part = shape.shared_out(workers)
     times = predictor.latency(part, engine, max(1, cores // workers), load)
     slower = predictor.sharing(cores, workers, part, engine, load)
-    sums = 2 * len(shape.layers)
+    sums = (1 if shape.config.parallel_residual else 2) * len(shape.layers)
 
     def exchange(rows):
         return sums * communication.all_reduce(workers, 4 * rows * shape.hidden).seconds(link)
