@@ -14,11 +14,12 @@ import rich.box
 import rich.console
 import rich.table
 
-from tfspeed.costs import cases, choosing, shapes
+from tfspeed.costs import cases, choosing, planner, shapes
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.observing import Observer
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import appearing
 from tfspeed.measure import pictures, predictions
 from tfspeed.measure.progress import Progress
 
@@ -42,20 +43,32 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
 
 
 def run_choice(made: Calibration, threads: list[int], output: str) -> None:
-    """Measures all of `choosing`'s grid, and prints how far the planner's choices are from it."""
+    """Measures all of `choosing`'s grid, and prints how far the planner's choices are from it;
+    Ctrl-C leaves what there is."""
     guesses, seconds = choosing.predicted(_shape(cases.DEFAULT_MODEL), Predictor(made), threads)
-    begin = time.perf_counter()
     chosen = {count: [choosing.case(point) for point in guesses if point.threads == count]
               for count in threads}
-    seen = dict(_observed(chosen, "measuring every point"))
-    truths = [choosing.measured(point, seen[choosing.case(point)]) for point in guesses]
-    spent, rows = time.perf_counter() - begin, choosing.judge(guesses, truths)
-    _write(output, {"rows": rows, "points": [
+    begin, seen, found = time.perf_counter(), {}, {}
+    try:
+        with contextlib.closing(_observed(chosen, "measuring every point")) as observed:
+            for case, times in observed:
+                seen[case] = times
+                found = _choices(guesses, seen) | {
+                    "predicting_s": seconds, "measuring_s": time.perf_counter() - begin}
+                _write(output, found)
+    finally:
+        if seen:
+            _report_choice(found, len(guesses), output)
+
+
+def _choices(guesses: list[planner.Point], seen: dict) -> dict:
+    """What `choosing.judge` says of the points that were measured, and those points."""
+    pairs = [(guess, choosing.measured(guess, seen[choosing.case(guess)])) for guess in guesses
+             if choosing.case(guess) in seen]
+    return {"rows": choosing.judge(*map(list, zip(*pairs, strict=True))), "points": [
         {**dataclasses.asdict(choosing.case(truth)), "ttft_s": truth.ttft_s,
          "tpot_s": truth.tpot_s, "predicted": {"ttft_s": guess.ttft_s, "tpot_s": guess.tpot_s}}
-        for guess, truth in zip(guesses, truths, strict=True)],
-        "predicting_s": seconds, "measuring_s": spent})
-    _report_choice(rows, len(guesses), seconds, spent, output)
+        for guess, truth in pairs]}
 
 
 def _observed(chosen: dict[int, list[cases.Case]], what: str) -> Iterator[tuple[cases.Case, dict]]:
@@ -108,7 +121,8 @@ def _write_rows(output: str, rows: list[dict]) -> None:
 
 def _write(output: str, found: dict) -> None:
     try:
-        Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with appearing(Path(output)) as beside:
+            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise TfspeedError("The check cannot be written.", output=output,
                            cause=error.strerror) from error
@@ -142,15 +156,17 @@ def _report(rows: list[dict], output: str, picture_path: str) -> None:
                   highlight=False, soft_wrap=True)
 
 
-def _report_choice(rows: list[dict], points: int, seconds: float, spent: float,
-                   output: str) -> None:
+def _report_choice(found: dict, points: int, output: str) -> None:
     table = rich.table.Table("goal", "chosen", "best of the grid", "behind",
                              box=rich.box.SIMPLE_HEAD)
-    for row in rows:
+    for row in found["rows"]:
         behind = f"{row['behind']:+.1%}" + ("" if row["allowed"] else ", over its bound")
         table.add_row(row["goal"], row["chosen"],
                       "the same" if row["best"] == row["chosen"] else row["best"], behind)
     console = rich.console.Console()
     console.print(table)
-    console.print(f"Predicting {points} points took {seconds:.2f} s, measuring them {spent:.0f} s."
-                  f"   Rows: {output}", highlight=False, soft_wrap=True)
+    seen = len(found["points"])
+    part = "them" if seen == points else f"{seen} of them, between which it had to choose,"
+    console.print(f"Predicting {points} points took {found['predicting_s']:.2f} s, measuring "
+                  f"{part} {found['measuring_s']:.0f} s.   Rows: {output}", highlight=False,
+                  soft_wrap=True)

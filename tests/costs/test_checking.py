@@ -1,0 +1,77 @@
+"""What the checks measured is kept, also where Ctrl-C comes between."""
+
+import json
+
+import pytest
+
+from tests.costs.calibrations import made_up
+from tfspeed.costs import cases, checking, shapes
+
+SHAPE = shapes.decoder(cases.MODELS["mini-15m"])
+
+
+@pytest.fixture
+def observer(monkeypatch):
+    """Stands in place of the process that times; a test sets after how many cases it ends."""
+    class Fake:
+        left = 10**6
+
+        def __init__(self, threads):
+            self.threads = threads
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def observe(self, case):
+            Fake.left -= 1
+            if Fake.left < 0:
+                raise KeyboardInterrupt
+            return {"ttft_s": [0.2, 0.1, 0.3], "tpot_s": [0.01 * case.batch]}
+
+    monkeypatch.setattr(checking, "Observer", Fake)
+    monkeypatch.setattr(checking, "_shape", lambda model: SHAPE)
+    return Fake
+
+
+def test_a_check_that_is_interrupted_keeps_its_rows(observer, tmp_path, capsys):
+    observer.left = 3
+    written, picture = tmp_path / "check.json", tmp_path / "check.png"
+    with pytest.raises(KeyboardInterrupt):
+        checking.run(made_up(), [1, 2], ["fused"], str(written), str(picture))
+    found = json.loads(written.read_text())
+    assert len(found["rows"]) == 3
+    row = found["rows"][0]
+    assert row["ttft_s"] == 0.2
+    assert row["prediction_error"]["ttft_s"] == pytest.approx(row["predicted"]["ttft_s"] / 0.2 - 1)
+    errors = [abs(r["prediction_error"][name]) for r in found["rows"] for name in ("ttft_s",
+                                                                                   "tpot_s")]
+    assert found["summary"][-1][:2] == ["all", 6]
+    assert min(errors) <= found["summary"][-1][2] <= found["summary"][-1][3] <= max(errors)
+    assert "3 configurations" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("left", [5, 42])
+def test_a_grid_that_is_interrupted_keeps_its_points(observer, tmp_path, capsys, left):
+    observer.left, written = left, tmp_path / "choice.json"
+    if left < 42:
+        with pytest.raises(KeyboardInterrupt):
+            checking.run_choice(made_up(), [1, 2], str(written))
+    else:
+        checking.run_choice(made_up(), [1, 2], str(written))
+    found = json.loads(written.read_text())
+    assert len(found["points"]) == left
+    assert {row["goal"] for row in found["rows"]}
+    assert ("5 of them" in capsys.readouterr().out) == (left == 5)
+    assert not list(tmp_path.glob(".part*"))
+
+
+def test_nothing_measured_is_no_report(observer, tmp_path, capsys):
+    observer.left = 0
+    with pytest.raises(KeyboardInterrupt):
+        checking.run_choice(made_up(), [1], str(tmp_path / "choice.json"))
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
