@@ -12,7 +12,7 @@ from tfspeed.audio.transcriber import Options, Transcriber, repeats, takes_back
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
-from tfspeed.scenarios.speech_job import spoken
+from tfspeed.scenarios.speech_stream import spoken
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from tests.models.seq2seq import save_ctranslate2, save_hf, tiny
 from tests.scripts import forked
 from tfspeed import peers
 from tfspeed.audio import clips
-from tfspeed.audio.transcriber import Options, Transcriber
+from tfspeed.audio.transcriber import Options, Partial, Transcriber
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
 from tfspeed.models.load import load
-from tfspeed.scenarios import job, pairs, speech_job, speech_peers
+from tfspeed.scenarios import job, pairs, speech_job, speech_peers, speech_stream
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,29 @@ def test_transcripts(tmp_path):
         clips.transcripts(str(tmp_path / "a"))
 
 
+def test_files_of_one_name_in_two_folders(tmp_path):
+    (tmp_path / "said").write_text("a/one.wav\tfirst\n/x/b/one\tsecond\ntwo\tthird\n")
+    said = clips.transcripts(str(tmp_path / "said"))
+    found = [clips.transcript(said, tmp_path / name) for name in (
+        "a/one.wav", "b/one.wav", "c/one.wav", "c/two.WAV", "c/three.wav")]
+    assert found == ["first", "second", "first", "third", None]
+
+
+def test_text_that_grows_on_a_terminal(monkeypatch, capsys):
+    def partial(revision, text, open_text, end=False):
+        return Partial(revision, text, open_text, False, end, 1.0, 0.1)
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "10")
+    list(speech_stream.shown([partial(0, "one", "one"),
+                              partial(1, "one two three", "one two three"),
+                              partial(2, "one two three four", "four"),
+                              partial(3, "one two three four five", "four five", True)]))
+    assert capsys.readouterr().out == (
+        "\r\033[Jone\r\033[Jone two three\033[1A\r\033[Jone two three\nfour"
+        "\r\033[Jfour five\n")
+
+
 def test_catalogues(tmp_path):
     pytest.importorskip("polib")
     (tmp_path / "a.po").write_text(
@@ -199,12 +222,13 @@ def test_standard_input_is_heard_while_it_comes(tmp_path, monkeypatch, capsys):
 
     def said(raw):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(raw)))
-        return speech_job.listen(made, 1.0)
+        return speech_stream.listen(made, 1.0)
 
     row = said(path.read_bytes())
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:2] for line in lines] == ["~0", "~1", "=2"]
-    assert lines[-1].endswith(row["text"])
+    assert [line[:2] for line in lines] == ["~0", "=1", "~1", "=2"]
+    settled = [line.partition("] ")[2] for line in lines if line.startswith("=")]
+    assert " ".join(settled).strip() == row["text"]
     assert row["audio_s"] == pytest.approx(2)
     assert row["partials"] == 3
     for raw, words in ((b"", "no WAV"), (b"not a sound", "no WAV"),

@@ -33,7 +33,8 @@ def find(names: str) -> list[Path]:
 
 
 def transcripts(path: str) -> dict[str, str]:
-    """Text by the file's name without its ending.
+    """Text by the file's name without its ending, and by `folder/name` where that is given: see
+    `transcript`.
 
     Raises:
         TfspeedError: the file cannot be read, or a line is of neither form.
@@ -54,6 +55,12 @@ def transcripts(path: str) -> dict[str, str]:
         else:
             raise TfspeedError("A line of --transcripts is `name<TAB>text`, or `<s> text </s> "
                                "(name)`.", path=path, line=number)
-        found[Path(name.strip()).stem if name.strip().lower().endswith(".wav")
-              else name.strip()] = text.strip()
+        *folders, name = re.sub(r"\.wav$", "", name.strip(), flags=re.IGNORECASE).split("/")
+        found["/".join([*folders[-1:], name])] = text.strip()
+        found.setdefault(name, text.strip())
     return found
+
+
+def transcript(said: dict[str, str], path: Path) -> str | None:
+    """What `transcripts` has of a file: files of one name may lie in several folders."""
+    return said.get(f"{path.absolute().parent.name}/{path.stem}", said.get(path.stem))

@@ -9,17 +9,22 @@ import struct
 from typing import BinaryIO
 
 _PCM, _EXTENSIBLE = 1, 0xFFFE
+_ENDLESS = 0x7FFFF000  # from here on a size is what a program wrote that knew none (arecord, sox)
+_BEHIND = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"smpl", b"iXML", b"PEAK", b"fact", b"JUNK",
+           b"PAD ")  # chunks that may follow the samples
 _PIECE = 1 << 16  # read at a time of what is passed over: a size may be a lie
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """`width` is bytes of a sample of one channel, `size` bytes of all that the header promises."""
+    """`width` is bytes of a sample of one channel, `size` bytes of all samples, None where they go
+    on to the end of the file; `begun` are the first of them, which have been read."""
 
     rate: int
     channels: int
     width: int
-    size: int
+    size: int | None = None
+    begun: bytes = b""
 
 
 def header(file: BinaryIO) -> Header:
@@ -38,12 +43,22 @@ def header(file: BinaryIO) -> Header:
         if name == b"data":
             if found is None:
                 raise ValueError("samples come before their format")
-            return dataclasses.replace(found, size=size)
+            return _samples(found, size, file)
         if name == b"fmt ":
             content = _exactly(file, min(size, 40))
             found = _format(content)
             size -= len(content)
         _pass_over(file, size + size % 2)
+
+
+def _samples(found: Header, size: int, file: BinaryIO) -> Header:
+    """With the size: a stream's header has 0, or the largest that there is."""
+    if 0 < size < _ENDLESS:
+        return dataclasses.replace(found, size=size)
+    begun = b"" if size else file.read(4)
+    if begun in _BEHIND:
+        return dataclasses.replace(found, size=0)
+    return dataclasses.replace(found, begun=begun)
 
 
 def _format(content: bytes) -> Header:
@@ -52,7 +67,7 @@ def _format(content: bytes) -> Header:
         tag = struct.unpack_from("<H", content, 24)[0]  # a GUID that begins with the plain tag
     if tag != _PCM:
         raise ValueError(f"its samples are of format {tag}, not PCM")
-    return Header(rate, channels, (bits + 7) // 8, 0)
+    return Header(rate, channels, (bits + 7) // 8)
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:

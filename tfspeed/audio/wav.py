@@ -42,7 +42,8 @@ class Wav:
                                                  "-ar 16000 -ac 1 -c:a pcm_s16le OUT.wav`.",
                                ) from error
         self.rate, self.channels, self.width = header.rate, header.channels, header.width
-        self._size = self._left = header.size
+        self._left = math.inf if header.size is None else header.size
+        self._begun = header.begun
         if not (_RATES[0] <= self.rate <= _RATES[1] and 1 <= self.channels <= _CHANNELS
                 and 1 <= self.width <= 4):
             self.close()
@@ -60,11 +61,6 @@ class Wav:
         if self._own and self._file is not None:
             self._file.close()
 
-    @property
-    def seconds(self) -> float:
-        """As its header says: of a pipe it may be anything."""
-        return self._size // (self.channels * self.width) / self.rate
-
     def blocks(self) -> Iterator[np.ndarray]:
         """float32 samples in [-1, 1] at 16 kHz, channels mixed, about a second at a time.
 
@@ -72,13 +68,15 @@ class Wav:
         """
         resampler = None if self.rate == RATE else Resampler(self.rate)
         frame = self.channels * self.width
+        block = max(1, int(BLOCK_S * self.rate)) * frame
         while True:
             try:
-                raw = self._file.read(min(max(1, int(BLOCK_S * self.rate)) * frame, self._left))
+                raw = self._file.read(min(block - len(self._begun), self._left))
             except OSError as error:
                 raise TfspeedError("A WAV file could not be read to its end.", path=self.name,
                                    cause=str(error)) from error
             self._left -= len(raw)
+            raw, self._begun = self._begun + raw, b""
             raw = raw[:len(raw) // frame * frame]
             if not raw:
                 break

@@ -1,5 +1,7 @@
 """Speech to text: WAV files, or a WAV stream on standard input whose text grows as it is spoken."""
 
+import sys
+
 from absl import flags as absl_flags
 
 from tfspeed.errors import TfspeedError
@@ -31,7 +33,7 @@ def define_flags(shared: dict) -> None:
 def run(flags) -> int | None:
     from tfspeed.audio import clips
     from tfspeed.measure.progress import Progress
-    from tfspeed.scenarios import job, speech_job, speech_peers
+    from tfspeed.scenarios import job, speech_job, speech_peers, speech_stream
 
     job.positive(flags, "new_tokens", "chunk_s", "repetitions")
     if not 0 <= flags.no_speech_threshold <= 1:
@@ -39,6 +41,9 @@ def run(flags) -> int | None:
                            no_speech_threshold=flags.no_speech_threshold)
     if not flags.audio:
         raise TfspeedError("--audio must name WAV files, folders of them, or stdin.")
+    if flags.audio == "stdin" and (sys.stdin is None or sys.stdin.isatty()):
+        raise TfspeedError("--audio=stdin reads a WAV stream from a pipe, and nothing is piped in.",
+                           hint="arecord -f S16_LE -r 16000 | python scripts/scenario.py …")
     if not flags["model"].present:
         flags.model = MODEL
     said = clips.transcripts(flags.transcripts) if flags.transcripts else {}
@@ -47,7 +52,8 @@ def run(flags) -> int | None:
     bar = Progress()
     transcriber, row = speech_job.transcriber(flags, bar)
     if flags.audio == "stdin":
-        row |= speech_job.listen(transcriber, flags.chunk_s)
+        speech_job.warm(transcriber.window)
+        row |= speech_stream.listen(transcriber, flags.chunk_s)
     else:
         with speech_peers.running(names, transcriber, flags, bar) as running:
             row |= speech_job.measure(transcriber, paths, said, flags, bar, running)

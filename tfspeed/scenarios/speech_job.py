@@ -1,20 +1,19 @@
 """The work of the speech scenario: what is measured, and how it is shown."""
 
 import statistics
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE
-from tfspeed.audio.transcriber import Options, Partial, Transcriber
+from tfspeed.audio.transcriber import Options, Transcriber
 from tfspeed.audio.wav import Wav
-from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import summary
 from tfspeed.measure.progress import Progress
 from tfspeed.measure.words import word_error_rate
-from tfspeed.scenarios import job
+from tfspeed.scenarios import job, speech_stream
 
 
 def transcriber(flags, bar: Progress) -> tuple[Transcriber, dict]:
@@ -40,13 +39,13 @@ def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, b
     warm(made.window)
     for peer in peers:
         peer.warm()
-    clips = [_clip(made, path, said.get(path.stem), flags, bar, peers) for path in paths]
+    clips = [_clip(made, path, transcript(said, path), flags, bar, peers) for path in paths]
     row = summed(clips)
     if peers:
         row["peers"] = [peer.row(row, said) for peer in peers]
     streamed = [clip["stream"] for clip in clips if "stream" in clip]
     if streamed:
-        row |= _streams(streamed)
+        row |= speech_stream.summed(streamed)
     return row
 
 
@@ -72,8 +71,7 @@ def warm(window: Callable[[np.ndarray], object]) -> None:
         window(noise)
 
 
-def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Progress, peers,
-          ) -> dict:
+def _clip(made: Transcriber, path: Path, said: str | None, flags, bar: Progress, peers) -> dict:
     work, windows = [], []
     with bar.task(path.name, flags.repetitions) as advance:
         for _ in range(flags.repetitions):
@@ -91,61 +89,15 @@ def _clip(made: Transcriber, path: Path, transcript: str | None, flags, bar: Pro
             "tokens": sum(len(w.tokens) for w in windows),
             "no_speech": max((w.no_speech for w in windows), default=1.0),
             "languages": sorted({w.language for w in windows})}
-    if transcript is not None:
-        clip |= {"transcript": transcript}
-        if transcript.strip():
-            clip["wer"] = word_error_rate([transcript], [text])
+    if said is not None:
+        clip["transcript"] = said
+        if said:
+            clip["wer"] = word_error_rate([said], [text])
     print(f"{path.name}: {text}", flush=True)
     if flags.stream and clip["seconds"]:
         with Wav(path) as wav:
-            clip["stream"] = spoken(made.stream(wav.blocks(), flags.chunk_s))
+            clip["stream"] = speech_stream.spoken(made.stream(wav.blocks(), flags.chunk_s))
     return clip
-
-
-def spoken(partials: Iterable[Partial]) -> dict:
-    """How a stream would have gone, were its sound to arrive as it is spoken: a result begins when
-    its sound is there and the one before is done. Of each result the open part is kept: all whole
-    texts of three hours would be a gigabyte."""
-    now, work, first, texts, revised, last = 0.0, 0.0, None, [], 0, None
-    for last in partials:
-        now, work = max(now, last.heard_s) + last.work_s, work + last.work_s
-        if first is None and last.text:
-            first = now
-        revised += last.revised
-        texts.append(last.open_text)
-    return {"partials": len(texts), "revised_partials": revised, "first_partial_s": first,
-            "final_lag_s": now - last.heard_s, "heard_s": last.heard_s, "work_s": work,
-            "text": last.text, "texts": texts}
-
-
-def _streams(streams: list[dict]) -> dict:
-    firsts = [s["first_partial_s"] for s in streams if s["first_partial_s"] is not None]
-    row = {name: sum(s[name] for s in streams) for name in ("partials", "revised_partials")}
-    row["final_lag_s"] = summary([s["final_lag_s"] for s in streams])
-    return row | ({"first_partial_s": summary(firsts)} if firsts else {})
-
-
-def listen(made: Transcriber, chunk_s: float) -> dict:
-    """Standard input, to its end: the text so far is written over on a terminal, a line each
-    elsewhere."""
-    warm(made.window)
-    with Wav(sys.stdin.buffer) as wav:
-        found = spoken(_shown(made.stream(wav.blocks(), chunk_s)))
-    sound = found["heard_s"]
-    if not sound:
-        raise TfspeedError("Nothing was heard on standard input.")
-    return {"audio_s": sound, "text": found["text"], **_streams([found]),
-            "rtf": summary([found["work_s"] / sound])}
-
-
-def _shown(partials: Iterable[Partial]) -> Iterator[Partial]:
-    over = sys.stdout.isatty()
-    for partial in partials:
-        mark = "=" if partial.end else "~"
-        print(f"\r\033[K{partial.text}" if over
-              else f"{mark}{partial.revision} [{partial.heard_s:.1f} s] {partial.text}",
-              end="\n" if partial.end or not over else "", flush=True)
-        yield partial
 
 
 def show(row: dict, bar: Progress) -> None:

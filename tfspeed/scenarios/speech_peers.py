@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfspeed import peers
+from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE, log_mel
 from tfspeed.audio.transcriber import AUTO, Transcriber
 from tfspeed.audio.wav import Wav
@@ -57,7 +58,7 @@ class SpeechPeer:
 
     def __init__(self, process: peers.PeerProcess, made: Transcriber, folder: Path):
         self._process, self._made, self._frames = process, made, folder / "frames.npy"
-        self._clips: dict[str, dict] = {}
+        self._clips: dict[Path, dict] = {}
 
     def warm(self) -> None:
         speech_job.warm(self._window)
@@ -67,7 +68,7 @@ class SpeechPeer:
         with Wav(path) as wav:
             windows = list(self._made.windows(wav.blocks()))
         answers = [self._window(window) for window in windows]
-        clip = self._clips.setdefault(path.stem, {
+        clip = self._clips.setdefault(path, {
             "name": path.stem, "seconds": sum(map(len, windows)) / RATE, "work_s": [],
             "encode_s": [], "decode_s": []})
         clip["encode_s"] += [a["encode_s"] for a in answers]
@@ -86,8 +87,8 @@ class SpeechPeer:
 
     def row(self, ours: dict, said: dict[str, str]) -> dict:
         """Its row, with how much faster we are."""
-        clips = [clip | ({"transcript": said[clip["name"]]} if clip["name"] in said else {})
-                 for clip in self._clips.values()]
+        clips = [clip if (known := transcript(said, path)) is None else clip | {"transcript": known}
+                 for path, clip in self._clips.items()]
         row = {"model": Path(self._made.engine.model.source).name, "strategy": "peer",
                "engine": self._process.name, **self._process.started, **speech_job.summed(clips),
                "notes": [self._process.note]}

@@ -26,18 +26,19 @@ def speech(flags) -> None:
         with Wav(path):
             pass
     speech_job.warm(made.window)
-    found, tokens, work = {}, 0, 0.0
+    texts, tokens, work = [], 0, 0.0
     with bar.task("translating", len(paths)) as advance:
         for path in paths:
             with Wav(path) as wav:
                 windows = list(made.long(wav.blocks()))
-            found[path.stem] = " ".join(w.text for w in windows if w.text)
+            known = clips.transcript(said, path)
+            texts.append({"name": path.stem,
+                          "translation": " ".join(w.text for w in windows if w.text)}
+                         | ({} if known is None else {"reference": known}))
             tokens += sum(len(w.tokens) for w in windows)
             work += sum(w.encode_s + w.decode_s for w in windows)
-            print(f"{path.name}: {found[path.stem]}", flush=True)
+            print(f"{path.name}: {texts[-1]['translation']}", flush=True)
             advance()
-    texts = [{"name": name, "translation": text} | (
-        {"reference": said[name]} if name in said else {}) for name, text in found.items()]
     _finish(flags, row | {"scenario": "translation"}, texts, tokens, work, bar)
 
 

@@ -85,6 +85,10 @@ def create(engine: str, model, cache_tokens: int = 0, max_rows: int = 32) -> Bac
     if max_rows < 1 or cache_tokens < 0:
         raise TfspeedError("Serving needs at least one row.", max_rows=max_rows,
                            cache_tokens=cache_tokens)
+    if model.reads_source:
+        raise TfspeedError("A server, like a dialogue, goes on with texts; this model reads a "
+                           "source first.", model=model.name,
+                           hint="scripts/scenario.py has speech and translation.")
     if model.speculation is not None:
         raise TfspeedError("A server reads a token of each text in a step, and makes no drafts.",
                            strategy="speculative", hint="Leave speculative out, or use "
