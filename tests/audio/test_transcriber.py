@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import tiny_decoder
 from tests.models.seq2seq import save_ctranslate2, tiny
 from tfspeed.audio.log_mel import RATE
-from tfspeed.audio.transcriber import Options, Transcriber, repeats, takes_back
+from tfspeed.audio.partials import stream, takes_back
+from tfspeed.audio.transcriber import Options, Transcriber, repeats
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
@@ -104,7 +105,7 @@ def test_a_long_silence_is_never_held(transcriber):
 
 def test_a_stream_ends_with_what_a_recording_gives(transcriber):
     sound = noise(2.6)
-    partials = list(transcriber.stream(np.split(sound, 26), chunk_s=0.5))
+    partials = list(stream(transcriber, np.split(sound, 26), chunk_s=0.5))
     assert [p.revision for p in partials] == list(range(len(partials)))
     assert [p.end for p in partials] == [False] * (len(partials) - 1) + [True]
     assert len(partials) == 6
@@ -127,7 +128,7 @@ def test_what_is_taken_back():
 
 
 def test_times_of_a_stream_that_is_spoken(transcriber):
-    partials = list(transcriber.stream([noise(1.5)], chunk_s=0.5))
+    partials = list(stream(transcriber, [noise(1.5)], chunk_s=0.5))
     partials = [dataclasses.replace(p, heard_s=h, work_s=w, text=t, revised=False) for p, h, w, t in
                 zip(partials * 3, (1.0, 2.0, 2.5), (0.5, 1.0, 0.25), ("", "a", "a b"),
                     strict=False)]

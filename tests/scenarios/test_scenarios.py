@@ -13,7 +13,8 @@ from tests.models.seq2seq import save_ctranslate2, save_hf, tiny
 from tests.scripts import forked
 from tfspeed import peers
 from tfspeed.audio import clips
-from tfspeed.audio.transcriber import Options, Partial, Transcriber
+from tfspeed.audio.partials import Partial
+from tfspeed.audio.transcriber import Options, Transcriber
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress

@@ -1,4 +1,4 @@
-"""Speech to text with a Whisper: a window, a long recording, a stream."""
+"""Speech to text with a Whisper: a window, or a recording window by window; streams: `partials`."""
 
 import dataclasses
 import time
@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from tfspeed.audio.log_mel import HOP, RATE, log_mel
+from tfspeed.audio.windows import windows
 from tfspeed.engines.base import FINISHED, Engine
 from tfspeed.errors import TfspeedError
-from tfspeed.measure.words import words
 from tfspeed.models.whisper_tokens import TASKS, WhisperTokens
 
 AUTO = "auto"
 _SILENT = 1e-3        # -60 dB: no recording is so quiet where somebody speaks
-_LOOK_BACK = 0.2      # share of a window in which the place to cut it is sought
-_QUIET_S = 0.2        # stretch whose loudness decides
 _LOOP = 2.4           # openai/whisper's `compression_ratio_threshold`
 _ENOUGH_S = 0.1       # less sound than this says nothing
 
@@ -135,94 +133,10 @@ class Transcriber:
 
     def long(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
         """A recording of any length, window by window."""
-        return map(self.window, self.windows(blocks))
-
-    def windows(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The samples of each window of a recording; each ends where it is quietest within its
-        last fifth, so that few words are cut."""
-        waiting = np.zeros(0, np.float32)
-        for block in blocks:
-            waiting = np.concatenate([waiting, block])
-            while len(waiting) > self.window_samples:
-                cut = self.cut(waiting[:self.window_samples])
-                yield waiting[:cut]
-                waiting = waiting[cut:]
-        if len(waiting):
-            yield waiting
-
-    def cut(self, samples: np.ndarray) -> int:
-        """Where a full window ends: in the middle of the quietest stretch of its last fifth."""
-        stretch, begin = int(_QUIET_S * RATE), int(len(samples) * (1 - _LOOK_BACK))
-        energy = np.concatenate([[0], np.cumsum(np.square(samples[begin:], dtype=np.float64))])
-        if len(energy) <= stretch:
-            return len(samples)
-        return begin + int(np.argmin(energy[stretch:] - energy[:-stretch])) + stretch // 2
-
-    def stream(self, blocks: Iterable[np.ndarray], chunk_s: float = 1.0) -> Iterator["Partial"]:
-        """A result for every `chunk_s` of sound, which takes the place of the one before; the last
-        has `end`."""
-        chunk = max(1, int(chunk_s * RATE))
-        heard, settled, last = np.zeros(0, np.float32), "", ""
-        read, made, revision, seconds = 0, 0, 0, 0.0
-        for block in _ended(blocks):
-            if block is not None:
-                heard, read = np.concatenate([heard, block]), read + len(block)
-                if read - made < chunk:
-                    continue
-            while len(heard) > self.window_samples:
-                cut = self.cut(heard[:self.window_samples])
-                start = time.perf_counter()
-                settled = _joined(settled, self.window(heard[:cut]).text)
-                seconds += time.perf_counter() - start
-                heard = heard[cut:]
-            start = time.perf_counter()
-            now = self.window(heard).text
-            text = _joined(settled, now)
-            seconds += time.perf_counter() - start
-            yield Partial(revision, text, now, takes_back(last, text), block is None, read / RATE,
-                          seconds)
-            last, made, revision, seconds = text, read, revision + 1, 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Partial:
-    """A stream's text so far.
-
-    Attributes:
-        revision: results that the stream had before this one.
-        open_text: the part of it that may still change: that of the last window.
-        revised: whether a word of the one before is another now, or gone.
-        end: whether it is the last.
-        heard_s: seconds of sound that it is of.
-        work_s: seconds that it took.
-    """
-
-    revision: int
-    text: str
-    open_text: str
-    revised: bool
-    end: bool
-    heard_s: float
-    work_s: float
+        return map(self.window, windows(blocks, self.window_samples))
 
 
 def repeats(text: str) -> bool:
     """Whether a text is a loop: deflate takes less than a 2.4th of it."""
     raw = text.encode()
     return len(raw) > _LOOP * len(zlib.compress(raw))
-
-
-def takes_back(before: str, after: str) -> bool:
-    """Whether a text is not just more of the one before."""
-    first, second = words(before), words(after)
-    return second[:len(first)] != first
-
-
-def _joined(before: str, after: str) -> str:
-    return f"{before} {after}".strip()
-
-
-def _ended(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
-    """The same, then None."""
-    yield from blocks
-    yield None

@@ -15,13 +15,13 @@ from tfspeed.litert.dense import Dense, array, packed_matrix
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.pack import PackedBlock, PackedDecoder, Product, norm, unsupported
 from tfspeed.litert.weights import Weight, pack
-from tfspeed.models.encoder_decoder import (
+from tfspeed.models.encoder_decoder import EncoderDecoder
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
+from tfspeed.models.encoder_decoder_layers import (
     CrossAttention,
-    EncoderDecoder,
     EncoderDecoderBlock,
     relative_bucket,
 )
-from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 from tfspeed.models.packed import Packed, PackedConv1D, PackedEmbedding
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE
+from tfspeed.audio.partials import stream
 from tfspeed.audio.transcriber import Options, Transcriber
 from tfspeed.audio.wav import Wav
 from tfspeed.measure.metrics import summary
@@ -96,7 +97,7 @@ def _clip(made: Transcriber, path: Path, said: str | None, flags, bar: Progress,
     print(f"{path.name}: {text}", flush=True)
     if flags.stream and clip["seconds"]:
         with Wav(path) as wav:
-            clip["stream"] = speech_stream.spoken(made.stream(wav.blocks(), flags.chunk_s))
+            clip["stream"] = speech_stream.spoken(stream(made, wav.blocks(), flags.chunk_s))
     return clip
 
 

@@ -12,6 +12,7 @@ from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE, log_mel
 from tfspeed.audio.transcriber import AUTO, Transcriber
 from tfspeed.audio.wav import Wav
+from tfspeed.audio.windows import windows
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import speedup
@@ -66,10 +67,10 @@ class SpeechPeer:
     def read(self, path: Path) -> None:
         """Reads a file once more, in the windows that we cut it into."""
         with Wav(path) as wav:
-            windows = list(self._made.windows(wav.blocks()))
-        answers = [self._window(window) for window in windows]
+            found = list(windows(wav.blocks(), self._made.window_samples))
+        answers = [self._window(window) for window in found]
         clip = self._clips.setdefault(path, {
-            "name": path.stem, "seconds": sum(map(len, windows)) / RATE, "work_s": [],
+            "name": path.stem, "seconds": sum(map(len, found)) / RATE, "work_s": [],
             "encode_s": [], "decode_s": []})
         clip["encode_s"] += [a["encode_s"] for a in answers]
         clip["decode_s"] += [a["decode_s"] for a in answers]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import rich.cells
 
-from tfspeed.audio.transcriber import Partial, Transcriber
+from tfspeed.audio.partials import Partial, stream
+from tfspeed.audio.transcriber import Transcriber
 from tfspeed.audio.wav import Wav
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.metrics import summary
@@ -38,7 +39,7 @@ def summed(streams: list[dict]) -> dict:
 def listen(made: Transcriber, chunk_s: float) -> dict:
     """Standard input, to its end: see `shown`."""
     with Wav(sys.stdin.buffer) as wav:
-        found = spoken(shown(made.stream(wav.blocks(), chunk_s)))
+        found = spoken(shown(stream(made, wav.blocks(), chunk_s)))
     sound = found["heard_s"]
     if not sound:
         raise TfspeedError("Nothing was heard on standard input.")
