@@ -100,15 +100,18 @@ class PruneStructured(Strategy):
                                "Places are called block_0/mlp, block_0/attention and block_0.")
         goal = math.ceil(o.fraction * c.parameter_count)
         self._check_reach(c, wanted, goal)
-        survey = pruning_survey.Survey(decoder, tokens)
-        if o.what == "layers":
-            gone = pruning_survey.choose_layers(survey, wanted["layers"], goal)
-            cut = pruning_survey.Cut({}, {}, gone)
-        else:
-            survey.units(wanted, o.multiple)
-            cut = pruning_survey.choose_units(survey, goal)
+        cut = self._cut(decoder, tokens, wanted, goal)
         made = decoder_pruning.build(decoder, cut, tokens, o.multiple)
         return made, [*_removed(c, made.config, cut), *left_alone]
+
+    def _cut(self, decoder, tokens, wanted, goal):
+        """What to take out; the survey's own memory is gone before the cut takes any."""
+        survey = pruning_survey.Survey(decoder, tokens)
+        if self.options.what == "layers":
+            return pruning_survey.Cut({}, {}, pruning_survey.choose_layers(
+                survey, wanted["layers"], goal))
+        survey.units(wanted, self.options.multiple)
+        return pruning_survey.choose_units(survey, goal)
 
     def _check_reach(self, c, wanted, goal) -> None:
         """Before anything slow: is there as much as shall go?"""

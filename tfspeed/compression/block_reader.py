@@ -20,7 +20,7 @@ class Reader:
         tokens: int32 `[windows, length]`.
 
     Attributes:
-        embedded: what the first block reads, `[windows, length, hidden]`.
+        x: what the first block reads, `[windows, length, hidden]`; the only array of its size.
     """
 
     def __init__(self, decoder: Decoder, tokens: np.ndarray):
@@ -34,20 +34,31 @@ class Reader:
                 return x, None
             return run
 
+        parts = []
         with replaced_calls(*((block, passes) for block in decoder.blocks)):
-            decoder.hidden(tokens)
-        self.embedded = seen[0]
+            for at in range(0, len(tokens), CHUNK):
+                seen.clear()
+                self._arguments.clear()
+                decoder.hidden(tokens[at:at + CHUNK])
+                parts.append(np.asarray(seen[0]))
+        self.x = np.concatenate(parts)
 
-    def through(self, i: int, x, block: Block | None = None, see=None):
-        """What a block, or another in its place, makes of `x`; `see` gets each part's output."""
-        block = block or self.decoder.blocks[i]
-        made = np.empty(x.shape, np.asarray(x[:0]).dtype)
-        for at in range(0, len(x), CHUNK):
-            out = block(x[at:at + CHUNK], *self._arguments[i])[0]
+    def through(self, i: int, x, block: Block | None = None, see=None,
+                into: np.ndarray | None = None) -> np.ndarray:
+        """What a block, or another in its place, makes of `x`; `see` gets each part's output.
+        `into` may be `x` itself."""
+        made = np.empty_like(x) if into is None else into
+        for at, out in self.outputs(i, x, block):
             made[at:at + CHUNK] = out
             if see:
                 see(out)
         return made
+
+    def outputs(self, i: int, x, block: Block | None = None):
+        """The same part by part, with the number of each part's first window."""
+        block = block or self.decoder.blocks[i]
+        for at in range(0, len(x), CHUNK):
+            yield at, block(x[at:at + CHUNK], *self._arguments[i])[0]
 
     def log_p(self, x, start: int, without=()) -> np.ndarray:
         """Log-probabilities of the next token, float32 `[windows * length, vocabulary]`, of what

@@ -14,6 +14,7 @@ from tfspeed.compression.copying import rebuilt, renew, share
 from tfspeed.compression.pruning_survey import Cut, unit
 from tfspeed.compression.structured import columns_of, refitted, removal
 from tfspeed.errors import TfspeedError
+from tfspeed.memory import give_back
 from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Block, Decoder
 
@@ -53,7 +54,7 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
     made = rebuilt(decoder, decoder.get_config() | {"config": config.to_dict()})
     _share_named(made, decoder, "embedding", "position_embedding", "final_norm", "head")
     reader = Reader(decoder, tokens)
-    x, blocks = reader.embedded, iter(made.blocks)
+    blocks = iter(made.blocks)
     last = max([*cut.heads, *cut.neurons], default=-1)  # behind it nothing is refitted
     for i, block in enumerate(decoder.blocks):
         if i in cut.layers:
@@ -63,12 +64,14 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
         if kinds:
             grams = Grams(block, kinds)
             with grams.watching():
-                reader.through(i, x, see=grams.see)
+                for _, out in reader.outputs(i, reader.x):
+                    grams.see(out)
             for kind in kinds:
                 kept[kind] = _kept(kind, block, grams.of(kind), getattr(cut, kind)[i], multiple)
         _fill(new, block, kept)
         if i < last:
-            x = reader.through(i, x, new)
+            reader.through(i, reader.x, new, into=reader.x)
+        give_back()  # what the block took for a while: the next one's comes on top otherwise
     return made
 
 

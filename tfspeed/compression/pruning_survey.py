@@ -69,12 +69,12 @@ class Survey:
         tokens = tokens[::-(-len(tokens) // _WINDOWS)]
         self.decoder, self.curves, self.sizes = decoder, {}, {}
         self.reader = Reader(decoder, tokens)
-        self._trial = self.reader.embedded[:_TRIAL_WINDOWS]
+        self._trial = self.reader.x[:_TRIAL_WINDOWS]
         self.reference = self.reader.log_p(self._trial, 0)
 
     def units(self, wanted: dict[str, list[int]], multiple: int) -> None:
         """Fills the curves of the layers wanted of each kind."""
-        x = self.reader.embedded
+        x = self.reader.x
         last = max((i for layers in wanted.values() for i in layers), default=-1)
         for i in range(last + 1):
             kinds = [kind for kind, layers in wanted.items() if i in layers]
@@ -109,7 +109,7 @@ class Survey:
     def without(self, layers) -> float:
         """The divergence when layers are left out."""
         first = min(layers)
-        x = self.reader.embedded[:_TRIAL_WINDOWS]
+        x = self._trial
         for i in range(first):
             x = self.reader.through(i, x)
         return self.reader.divergence(self.reference, x, first, without=set(layers))
