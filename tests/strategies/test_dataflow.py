@@ -11,6 +11,7 @@ from tfspeed.dataflow import timing
 from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
+from tfspeed.models.config import RopeConfig
 
 NEW = 7
 
@@ -93,6 +94,18 @@ def test_each_layer_lies_in_one_stage_and_is_timed(three):
 def test_kinds_of_decoders(kind):
     np.testing.assert_array_equal(tokens(piped(MODELS[kind](), stages=2)),
                                   tokens(create("graph", MODELS[kind]())))
+
+
+@pytest.mark.slow
+def test_longrope_across_its_original_context():
+    """Rows pass it at different times, some in the prompt: none changes its batch's angles."""
+    def model():
+        return tiny_decoder(rope=RopeConfig(factors=(1.0, 2.0), long_factors=(3.0, 4.0),
+                                            original_context=8, attention_factor=1.2))
+    alone = create("graph", model())
+    expected = [[int(t[0]) for t in alone.generate([prompt], NEW)] for prompt in PROMPTS]
+    np.testing.assert_array_equal(tokens(alone), expected)
+    np.testing.assert_array_equal(tokens(piped(model(), stages=2)), expected)
 
 
 def test_under_xla_and_in_more_groups_than_stages():

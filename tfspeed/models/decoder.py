@@ -55,7 +55,9 @@ def rotation(positions, config: RopeConfig, rotary_dim: int):
     frequencies = ops.convert_to_tensor(config.inverse_frequencies(rotary_dim))
     if config.long_factors:
         long = ops.convert_to_tensor(config.inverse_frequencies(rotary_dim, long=True))
-        frequencies = ops.where(ops.max(positions) >= config.original_context, long, frequencies)
+        # A row at a time: what else is in its batch must not change its tokens.
+        past = ops.max(positions, axis=1) >= config.original_context
+        frequencies = ops.where(past[:, None, None, None], long, frequencies)
     angles = ops.cast(positions, "float32")[:, None, :, None] * frequencies
     return ops.cos(angles) * config.attention_factor, ops.sin(angles) * config.attention_factor
 
