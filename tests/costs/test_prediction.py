@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import TINY, tiny_decoder, tiny_recurrent
 from tests.costs.calibrations import made_up
 from tfspeed import engines
-from tfspeed.costs import calibration, cases, fitting, fused_time, rows, shapes
+from tfspeed.costs import calibrating, calibration, cases, fitting, fused_time, rows, shapes
 from tfspeed.costs.calibration import NoCalibration
-from tfspeed.costs.prediction import Load, Predictor
+from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
@@ -54,6 +54,25 @@ def test_fewer_bits_are_read_faster(predictor):
 def test_threads_between_two_that_were_measured(predictor):
     one, two, many = (latency(predictor, threads=t)["tpot_s"] for t in (1, 2, 16))
     assert many == two < one
+
+
+def test_more_bytes_are_read_no_faster():
+    """A machine that was busy while it read a few, and was not while it read many."""
+    bandwidth = Bandwidth([[1e6, 200e9], [8e6, 90e9], [64e6, 20e9], [128e6, 45e9], [512e6, 60e9]])
+    sizes = np.geomspace(1e5, 1e9, 40)
+    speeds = [bandwidth(size) for size in sizes]
+    assert speeds == sorted(speeds, reverse=True)
+    assert bandwidth(1e6) == pytest.approx(200e9)
+    assert bandwidth(64e6) == bandwidth(512e6) == pytest.approx((20e9 * 45e9 * 60e9)**(1 / 3))
+
+
+def test_a_calibration_takes_what_was_not_disturbed():
+    case = cases.calibration("fused", 2)[0]
+    shown = {"ttft_s": [3e-3, 2e-3, 9e-3], "tpot_s": [4e-4, 1e-3]}
+    fits = calibrating.fit("fused", [(case, shown)], [[1e6, 1e11], [1e9, 3e10]], [], None)[1]
+    assert fits["measured"][0][1:] == [2e-3, 4e-4]
+    reads = [[[1e6, 5.0], [1e9, 2.0]], [[1e6, 7.0], [1e9, 4.0]], [[1e6, 60.0], [1e9, 3.0]]]
+    assert calibrating._usual(reads) == [[1e6, 7.0], [1e9, 3.0]]
 
 
 def test_one_token_has_no_step(predictor):

@@ -20,12 +20,10 @@ from tfspeed.costs.prediction import Bandwidth
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
-READS = [64 << 20, 128 << 20, 256 << 20, 512 << 20]  # bytes
-_FEW_READS = [64 << 20, 512 << 20]
-
+READS = [mb << 20 for mb in (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 512)]  # bytes
+_LARGE = ("cal-huge",)  # seconds until it runs: timed once
 
 _TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
-_DISTURBED, _LOOKS = 1.15, 3  # times over their prediction; how many of them are timed again
 
 
 def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibration:
@@ -63,39 +61,40 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
         other: the constants of another number of threads; {} where there are none.
     """
     advance(f"{observer.threads} threads: memory")
-    constants: dict = {"bandwidth": observer.bandwidth(_FEW_READS if other else READS)}
-    fits = {}
+    reads, dots, times, spent = [observer.bandwidth(READS)], {}, {}, {}
     for engine, chosen in plan.items():
         begin = time.perf_counter()
         advance(f"{observer.threads} threads: products of {engine}")
-        dots = [] if engine == "fused" else observer.dots(engine, bool(other))
-        times = []
+        dots[engine] = [] if engine == "fused" else observer.dots(engine, bool(other))
+        times[engine] = []
         for case in chosen:
             advance(f"{observer.threads} threads: {case.engine}, {case.model}")
-            times.append((case, observer.observe(case)))
-        known = constants["bandwidth"], dots, other.get(engine)
-        found = fit(engine, times, *known)
-        # Only where nothing has to be compiled for it.
-        if engine == "fused" and not other and _look_again(observer, times, found[1]):
-            found = fit(engine, times, *known)
-        constants[engine], fits[engine] = found
-        fits[engine]["seconds"] = time.perf_counter() - begin
+            times[engine].append((case, observer.observe(case)))
+        if engine == "fused":  # where nothing has to be compiled for it
+            times[engine] = [_timed_again(observer, *pair) for pair in times[engine]]
+        reads.append(observer.bandwidth(READS))
+        spent[engine] = time.perf_counter() - begin
+    constants, fits = {"bandwidth": _usual(reads)}, {}
+    for engine, some in times.items():
+        constants[engine], fits[engine] = fit(engine, some, constants["bandwidth"], dots[engine],
+                                              other.get(engine))
+        fits[engine]["seconds"] = spent[engine]
     return constants, fits
 
 
-def _look_again(observer: Observer, times: list, fit: dict) -> bool:
-    """Times once more what took much longer than the others would have it, a few of them: what
-    disturbs a machine makes times longer, never shorter. Says whether any was."""
-    over = [max(m / p for m, p in zip(pair[1:], guess, strict=True))
-            for pair, guess in zip(fit["measured"], fit["predicted"], strict=True)]
-    worst = sorted((i for i in range(len(times)) if over[i] > _DISTURBED),
-                   key=lambda i: -over[i])[:_LOOKS]
-    for i in worst:
-        case, seen = times[i]
-        again = observer.observe(case)
-        times[i] = case, {name: min(seen[name], again[name], key=np.median)
-                          for name in ("ttft_s", "tpot_s")}
-    return bool(worst)
+def _usual(reads: list[list[list[float]]]) -> list[list[float]]:
+    """Of each size the median of several moments: machines that share their memory with others
+    read it at half or twice the speed within minutes."""
+    return [[pairs[0][0], float(np.median([speed for _, speed in pairs]))]
+            for pairs in zip(*reads, strict=True)]
+
+
+def _timed_again(observer: Observer, case: Case, seen: dict) -> tuple[Case, dict]:
+    """With what it takes at another moment."""
+    if case.model in _LARGE:
+        return case, seen
+    again = observer.observe(case)
+    return case, {name: [*seen[name], *again[name]] for name in ("ttft_s", "tpot_s")}
 
 
 def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list,
@@ -132,7 +131,8 @@ def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
 
 
 def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
-    measured = np.array([np.median(seen[name]) for _, seen in times
+    # The least, since what disturbs a machine makes times longer, never shorter.
+    measured = np.array([np.min(seen[name]) for _, seen in times
                          for name in ("ttft_s", "tpot_s")])
 
     def all_of(constants):

@@ -90,7 +90,8 @@ def _row(predictor: Predictor, case: cases.Case, seen: dict) -> dict:
             "new_tokens": case.new_tokens, **measured,
             "predicted": {name: predicted[name] for name in METRICS},
             "prediction_error": {name: predicted[name] / measured[name] - 1
-                                 for name in METRICS}}
+                                 for name in METRICS},
+            "least": {name: float(np.min(seen[name])) for name in METRICS}}
 
 
 @functools.cache
@@ -102,7 +103,8 @@ def _shape(model: str) -> shapes.Shape:
 
 
 def summary(rows: list[dict]) -> list[tuple]:
-    """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all."""
+    """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all, over
+    the medians of what was measured, and over its least, which others disturbed least."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         for name in METRICS:
@@ -110,9 +112,11 @@ def summary(rows: list[dict]) -> list[tuple]:
             kind = row["engine"].partition(":")[0]
             for group in (f"{kind}, {name}", f"{row['threads']} threads", "all"):
                 groups.setdefault(group, []).append(error)
-    every = groups.pop("all")
+            groups.setdefault("all, at their least", []).append(
+                abs(row["predicted"][name] / row["least"][name] - 1))
+    last = [(name, groups.pop(name)) for name in ("all", "all, at their least")]
     return [(what, len(errors), float(np.median(errors)), float(np.percentile(errors, 95)))
-            for what, errors in [*sorted(groups.items()), ("all", every)]]
+            for what, errors in [*sorted(groups.items()), *last]]
 
 
 def _write_rows(output: str, rows: list[dict]) -> None:

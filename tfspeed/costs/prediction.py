@@ -19,7 +19,6 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 
 ENGINES = ("fused", "graph", "xla")  # those that there are constants of
-SMALLEST_READ = 60_000_000  # bytes: of less, starting the threads is most of what is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Bandwidth:
     """Bytes a second at which so many bytes are read again and again, between those measured."""
 
     def __init__(self, measured: list):
-        kept = [(size, speed) for size, speed in measured if size >= SMALLEST_READ] or measured
-        self._sizes, self._speeds = np.log(np.array(kept)).T
+        self._sizes, speeds = np.log(np.array(measured)).T
+        self._speeds = _falling(speeds.tolist())
         self._known: dict[float, float] = {}  # a fit asks for the same sizes thousands of times
 
     def __call__(self, size: float) -> float:
@@ -44,6 +43,23 @@ class Bandwidth:
             at = np.log(max(1.0, size))
             self._known[size] = float(np.exp(np.interp(at, self._sizes, self._speeds)))
         return self._known[size]
+
+
+def _falling(values: list[float]) -> list[float]:
+    """The nearest that never rise: more bytes are read no faster than fewer. Neighbours that do
+    are taken together (R. E. Barlow and others, Statistical Inference under Order Restrictions,
+    1972: pool adjacent violators)."""
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value])
+        while len(pools) > 1 and _mean(pools[-2]) < _mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    return [_mean(pool) for pool in pools for _ in pool]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 class Predictor:

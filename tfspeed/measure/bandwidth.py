@@ -26,6 +26,7 @@ from tfspeed.memory import aligned
 
 _CHUNKS = 16  # a thread, so that one that is held up does not hold up all
 _PASSES = 8
+_AT_ONCE = 64 << 20  # bytes: of fewer, starting the threads would be most of what is timed
 _SMALL_PASSES = 40  # at most: of what a cache can hold, the first passes miss
 _SOURCE = Path(__file__).with_name("read.c")
 _MOST_BYTES = 1 << 30  # more than any cache: what is larger is read at the same speed
@@ -66,15 +67,22 @@ def device_read_bandwidth(device: str, buffer_bytes: int = 1 << 30) -> float:
 
 
 @functools.cache
-def _read() -> Callable[[np.ndarray], object]:
-    """Reads an array of uint64 once."""
+def _read() -> Callable[[np.ndarray, int], object]:
+    """Reads an array of uint64 so many times."""
     try:
         function = small_library(_SOURCE, ["-O3", "-march=native"],
-                                 lambda path: ctypes.CDLL(str(path))).tfspeed_read
+                                 lambda path: ctypes.CDLL(str(path))).tfspeed_read_again
     except (TfspeedError, OSError):
-        return np.bitwise_or.reduce
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_uint64
-    return lambda array: function(array.ctypes.data, array.nbytes)
+        return _read_by_numpy
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    function.restype = ctypes.c_uint64
+    return lambda array, times: function(array.ctypes.data, array.nbytes, times)
+
+
+def _read_by_numpy(array: np.ndarray, times: int):
+    for _ in range(times):
+        found = np.bitwise_or.reduce(array)
+    return found
 
 
 def usual_bandwidth(threads: int, buffer_bytes: int) -> float:
@@ -88,13 +96,15 @@ def _measure(threads: int, buffer_bytes: int) -> float:
 
 def _passes(threads: int, buffer_bytes: int) -> list[float]:
     buffer, read = aligned((buffer_bytes // 8,), np.uint64), _read()
-    chunks = np.array_split(buffer, threads * _CHUNKS)
+    # What a cache may hold each thread reads again and again, the same part, as a step does.
+    times = max(1, _AT_ONCE // buffer.nbytes)
+    chunks = np.array_split(buffer, threads * (_CHUNKS if times == 1 else 1))
     found: list[float] = []
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         # Written first: untouched pages all map to one page of zeros, which the cache holds.
         list(pool.map(lambda chunk: chunk.fill(1), chunks))
         for _ in range(min(_SMALL_PASSES, max(_PASSES, (4 << 30) // buffer.nbytes))):
             start = time.perf_counter()
-            list(pool.map(read, chunks))
-            found.append(buffer.nbytes / (time.perf_counter() - start) / 1e9)
+            list(pool.map(lambda chunk: read(chunk, times), chunks))
+            found.append(times * buffer.nbytes / (time.perf_counter() - start) / 1e9)
     return found
