@@ -72,8 +72,10 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
             times[engine].append((case, observer.observe(case)))
         if engine == "fused":  # where nothing has to be compiled for it
             times[engine] = [_timed_again(observer, *pair) for pair in times[engine]]
-        reads.append(observer.bandwidth(READS))
+            reads.append(observer.bandwidth(READS))
         spent[engine] = time.perf_counter() - begin
+    if not other:
+        reads.append(observer.bandwidth(READS))
     constants, fits = {"bandwidth": _usual(reads)}, {}
     for engine, some in times.items():
         constants[engine], fits[engine] = fit(engine, some, constants["bandwidth"], dots[engine],

@@ -69,7 +69,7 @@ _FUSED = [  # model, formats, loads: batch, prompt, new
     ("cal-middle", ("float32", "int8"), ((1, 64, 16), (4, 120, 12), (12, 40, 12), (1, 900, 12))),
     ("cal-middle", ("float16", "int4,head=int4"), ((1, 64, 16), (3, 100, 12), (1, 900, 12))),
     ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
-    ("cal-huge", ("float32", "float16", "int8"), ((1, 48, 12), (3, 24, 8)))]
+    ("cal-huge", ("float32", "int8"), ((1, 48, 12), (3, 24, 8)))]
 _FUSED_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16), (7, 32, 12))),
     ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
