@@ -87,7 +87,8 @@ def _write(front: list[Point], flags) -> None:
 def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title_justify="left",
                              title=f"{model}: {searched} configurations, {kept} within the "
-                             f"budget, {len(front)} that no other beats; nothing was run")
+                             f"budget, {len(front)} of which none is beaten in tokens/s,\nTPOT, "
+                             "perplexity and GB by a single other; nothing was run")
     for name in ("", "strategy, engine", "batch", "threads", "TTFT ms", "TPOT ms", "tokens/s",
                  "perplexity", "GB"):
         table.add_column(name, justify="left" if name.startswith("s") else "right")
@@ -95,9 +96,7 @@ def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
         increase = p.quality.increase
         mark = "" if p.quality.measured else "*"
         spread = f"{p.workers} x {p.threads}" if p.workers > 1 else str(p.threads)
-        options = "".join(f" {name.partition('_')[2]}={value}" for name, value in
-                          p.quality.options)
-        table.add_row(str(number), Text(f"{p.strategy}{options}, {p.quality.engine}"),
+        table.add_row(str(number), Text(f"{p.label}, {p.quality.engine}"),
                       str(p.load.batch), spread, f"{1e3 * p.ttft_s:.0f}",
                       f"{1e3 * p.tpot_s:.2f}", f"{p.output_tokens_per_s:.0f}",
                       "not known" if increase is None else f"{100 * increase:+.1f} %{mark}",
@@ -139,7 +138,8 @@ def _say_crossovers(predictor, shape, cores: int, flags, load_: Load) -> None:
             when = f"from batch {batch} on" if batch else f"at no batch up to {workers.MOST}"
             said.append(f"one on {where} {when}")
         if said:
-            print(f"{name}, {engine}: predicted that {number} workers beat {', '.join(said)}.")
+            print(f"{name}, {engine}: by the time of whole requests, {number} workers are "
+                  f"predicted to beat {'; '.join(said)}.")
 
 
 def painter(front: list[Point], title: str):

@@ -58,6 +58,7 @@ def test_an_impossible_budget_is_explained(points):
     assert "tpot_ms" in error
     assert "4.00 times the bound" in error
     assert "ram_gb=100:" not in error
+    assert "0.1 % over the bound" in str(planner.why_none(points, Budget(tpot_ms=fastest / 1.001)))
 
 
 def test_bounds_that_exclude_each_other_are_named(points):
@@ -136,6 +137,8 @@ def test_the_commands_are_those_of_run(points):
         assert command.startswith("python scripts/run.py --model=glassllm --strategy=")
         assert "--model='my model.gguf' " in point.command("my model.gguf")
         assert ("multi_worker" in command) == (point.workers > 1)
+    assert {"baseline", "multi_worker", "quantize(bits=4)", "low_rank(fraction=0.2)",
+            "low_rank+multi_worker"} <= {point.label for point in points}
 
 
 def test_pruning_and_low_rank_shrink_a_shape():

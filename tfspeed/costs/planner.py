@@ -71,6 +71,11 @@ class Point:
         parts += ["multi_worker"] if self.workers > 1 else []
         return "+".join(parts) or "baseline"
 
+    @property
+    def label(self) -> str:
+        """As rows name the strategy: with the options that are not the defaults."""
+        return self.strategy.replace(self.quality.strategy, self.quality.made().label, 1)
+
     def command(self, model: str) -> str:
         """What measures it."""
         options = "".join(f" --{name}={value}" for name, value in self.quality.options)
@@ -185,7 +190,11 @@ def why_none(points: list[Point], budget: Budget) -> TfspeedError:
 
 
 def _excess(value: float, bound: float) -> str:
-    return "not known" if math.isinf(value) else f"{value / bound:.2f} times the bound"
+    if math.isinf(value):
+        return "not known"
+    if value < 1.1 * bound:
+        return f"{100 * (value / bound - 1):.2g} % over the bound"
+    return f"{value / bound:.2f} times the bound"
 
 
 def best(points: list[Point]) -> Point:
