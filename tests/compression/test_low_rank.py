@@ -125,7 +125,9 @@ def test_costs_are_squared_gradients_of_the_outputs():
     model = copying.copied(tiny_decoder())
     tokens = RNG.integers(0, 64, (4, 12)).astype(np.int32)
     found = targets.find(model.keras_model, "block_1/mlp/down|block_0/attention/out")
-    costs = fisher.output_costs(model, found, np.repeat(tokens, 40, 0))
+    many = np.repeat(tokens, 40, 0)
+    _, sums = fisher._gradients(found, lambda: fisher._loss(model.score(many), (0, 0)), [])
+    costs = {name: squares / many.size for name, squares in sums.items()}
     assert set(costs) == {t.name for t in found}
     assert all("call" not in t.layer.__dict__ for t in found)
     log_p = tf.nn.log_softmax(model.score(tokens))
@@ -149,3 +151,15 @@ def test_costs_are_squared_gradients_of_the_outputs():
         target.layer.__dict__.pop("call")
         expected = 0.5 * noise ** 2 * cost.sum()
         assert 0.7 < np.mean(found_divergences) / expected < 1.4
+
+
+def test_block_by_block_the_costs_are_those_of_the_whole_model():
+    model = copying.copied(tiny_decoder(sliding_window=3, sliding_layers=(True, False)))
+    tokens = RNG.integers(0, 64, (2, 9)).astype(np.int32)
+    found = targets.find(model.keras_model, "mlp|attention")
+    whole = [fisher._gradients(found, lambda i=i: fisher._loss(
+        model.score(tokens[i:i + 1]), (0, i)), [])[1] for i in range(2)]
+    costs = fisher.output_costs(model, found, tokens)
+    assert set(costs) == set(whole[0]) == {t.name for t in found}
+    for name, found in costs.items():
+        np.testing.assert_allclose(found, (whole[0][name] + whole[1][name]) / 18, rtol=1e-3)
