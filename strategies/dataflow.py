@@ -63,7 +63,7 @@ class Dataflow(Strategy):
         if not isinstance(decoder, Decoder):
             raise TfspeedError("dataflow cuts the layers of a decoder, and this model is none.",
                                model=model.name, type=type(decoder).__name__,
-                               hint="Use multi_worker, which shares out the requests.")
+                               hint="Use mirrored or multi_worker, which share out requests.")
         if type(model.placement) is not Placement or type(decoder) is not Decoder:
             raise TfspeedError("dataflow cannot cut a model that is spread already.",
                                model=model.name, hint="Leave the other distribution strategy out.")

@@ -66,6 +66,11 @@ class MultiWorker(Strategy):
         return self.member.strategy.scope()
 
     def apply(self, model, data=None):
+        if model.reads_source:
+            raise TfspeedError("multi_worker hands out texts, and what an encoder made of a source "
+                               "stays in its process.", model=model.name,
+                               hint="Leave multi_worker out; recordings can be shared out over "
+                                    "several calls of scripts/scenario.py.")
         model = copy.copy(model)
         model.placement = Workers(self.member, self.options.chunk)
         return model
