@@ -140,6 +140,22 @@ def test_a_broken_calibration_is_refused(cache, content):
         calibration.load()
 
 
+@pytest.mark.parametrize("damage", [
+    lambda found: found["threads"].clear(), lambda found: found["threads"]["2"].pop("bandwidth"),
+    lambda found: found["threads"]["2"]["fused"].pop("layer"),
+    lambda found: found["threads"]["1"]["fused"].update(call="3"),
+    lambda found: found["threads"]["1"]["xla"]["constants"].update(call_step=float("nan")),
+    lambda found: found["threads"]["1"]["graph"]["dots"][0].clear(),
+    lambda found: found["link"].update(bytes_per_s=0), lambda found: found.update(link=3)])
+def test_a_calibration_with_something_missing_is_refused(cache, damage):
+    calibration.save(made_up())
+    found = json.loads(calibration.path().read_text())
+    damage(found)
+    calibration.path().write_text(json.dumps(found))
+    with pytest.raises(NoCalibration, match="cannot be read"):
+        calibration.load()
+
+
 def test_nothing_that_is_checked_was_calibrated_on():
     calibrated = {case.model for kind in ("fused", "graph", "xla") for short in (True, False)
                   for case in cases.calibration(kind, 2, short)}

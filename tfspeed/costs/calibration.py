@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 
 from tfspeed.cache import cache_folder
+from tfspeed.costs import compiled_time, fused_time
+from tfspeed.costs.communication import Link
 from tfspeed.devices import available_cores, cpu_model
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
@@ -91,10 +93,12 @@ def load() -> Calibration:
                                                    found["threads"].items()}}))
         other = {name: made.fingerprint.get(name) for name, value in fingerprint().items()
                  if made.fingerprint.get(name) != value}
+        if not other:
+            _check(made)
     except FileNotFoundError as error:
         raise NoCalibration("This machine has not been calibrated.",
                             hint=f"{HINT} does it in a minute.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise NoCalibration("The calibration cannot be read.", path=str(source),
                             hint=f"{HINT} makes a new one.") from error
     if other:
@@ -103,3 +107,20 @@ def load() -> Calibration:
                             "are not these.", calibrated=other, here=here,
                             hint=f"{HINT} makes a new one.")
     return made
+
+
+def _check(made: Calibration) -> None:
+    """Raises an error where something is missing, or no number above 0."""
+    numbers = list(dataclasses.asdict(Link(**made.link)).values())[1:]
+    for constants in made.threads.values():
+        tables = [constants["bandwidth"]]
+        for engine in set(constants) - {"bandwidth"}:
+            found, start = constants[engine], fused_time.START
+            if engine != "fused":
+                tables.append(found["dots"])
+                found, start = found["constants"], compiled_time.START
+            numbers += [found[name] for name in start]
+        # Of each row of a table the first tells how large, the last how fast.
+        numbers += [value for table in tables for row in table for value in (row[0], row[-1])]
+    if not made.threads or not all(value > 0 for value in numbers):
+        raise ValueError("a constant is missing, or no number above 0")
