@@ -8,31 +8,36 @@ from tfspeed.costs import calibrating, calibration, checking
 from tfspeed.costs.prediction import ENGINES
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
+from tfspeed.export.files import ended_by_sigterm
 from tfspeed.main_job import check_writable
 from tfspeed.measure.progress import Progress
 
 _SCATTER = 0.12  # of a fit's worst errors; on a quiet machine they are 0.08 to 0.1
 
 
-def run(flags) -> int | None:
-    """Does what the flags of `scripts/calibrate.py` say; returns an exit code."""
+def run(flags) -> None:
+    """Does what the flags of `scripts/calibrate.py` say."""
     threads = _threads(flags.threads)
     engines = [name for name in flags.engines.split(",") if name]
     if not engines or not set(engines) <= set(ENGINES):
         raise TfspeedError(f"--engines must be among {', '.join(ENGINES)}.",
                            engines=flags.engines)
+    if flags.check and flags.check_choice:
+        raise TfspeedError("--check and --check_choice are two checks, one at a time.")
     if flags.check or flags.check_choice:
         for name in ("output", "picture"):
             check_writable(flags[name].value, name)
-    if flags.check_choice:
-        return checking.run_choice(calibration.load(), threads, flags.output)
-    if flags.check:
-        return checking.run(calibration.load(), threads, engines, flags.output, flags.picture)
-    made = calibrating.calibrate(threads, engines, Progress())
-    target = calibration.save(made)
-    _print(made)
-    print(f"Calibrated in {made.seconds:.0f} s: {target}")
-    return None
+    with ended_by_sigterm():  # which ends the processes that time, and keeps what a check has
+        if flags.check_choice:
+            checking.run_choice(calibration.load(), threads, flags.output)
+        elif flags.check:
+            checking.run(calibration.load(), threads, engines, flags.output, flags.picture)
+        else:
+            calibration.check_writable()
+            made = calibrating.calibrate(threads, engines, Progress())
+            target = calibration.save(made)
+            _print(made)
+            print(f"Calibrated in {made.seconds:.0f} s: {target}")
 
 
 def _threads(spelled: list[str] | None) -> list[int]:

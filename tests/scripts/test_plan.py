@@ -14,6 +14,7 @@ from tests.scripts import forked
 from tfspeed.costs import auto, calibration, planner, shapes
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import qualities
+from tfspeed.errors import TfspeedError
 
 ROOT = Path(__file__).parents[2]
 needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
@@ -57,13 +58,20 @@ def test_mistakes_of_calibrate(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     cases = {"--threads=0": "numbers from 1", "--threads=many": "numbers from 1",
              "--engines=warp": "--engines must be among", "--engines=": "--engines must be among",
-             "--check": "has not been calibrated",
+             "--check": "has not been calibrated", "--check --check_choice": "one at a time",
              "--check --output=none/x.json": "writable folder"}
     made = forked.calls("calibrate.py", [flags.split() for flags in cases], tmp_path)
     for (flags, said), (code, _, err) in zip(cases.items(), made, strict=True):
         assert code == 2, flags
         assert said in err, flags
         assert "Traceback" not in err
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told_first(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(TfspeedError, match=r"cannot be written.*XDG_CACHE_HOME"):
+        calibration.check_writable()
 
 
 def test_auto_keeps_well_within_the_gates():

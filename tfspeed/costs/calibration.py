@@ -4,11 +4,13 @@ A file of another machine, another number of cores or other kernels is refused: 
 those of this one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 from pathlib import Path
 
 from tfspeed.cache import cache_folder
@@ -65,19 +67,34 @@ def fingerprint() -> dict:
             "kernels": made.hexdigest()[:16]}
 
 
+def check_writable() -> None:
+    """Refuses a cache folder that cannot be written in, before a minute is spent."""
+    with _telling(), tempfile.TemporaryFile(dir=_folder()):
+        pass
+
+
 def save(calibration: Calibration) -> Path:
     """Writes it whole or not at all."""
-    target = path()
+    with _telling(), appearing(_folder() / path().name) as beside:
+        beside.write_text(json.dumps(dataclasses.asdict(calibration), indent=1) + "\n",
+                          encoding="utf-8")
+    return path()
+
+
+def _folder() -> Path:
+    folder = path().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _telling():
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(target) as beside:
-            beside.write_text(json.dumps(dataclasses.asdict(calibration), indent=1) + "\n",
-                              encoding="utf-8")
+        yield
     except OSError as error:
-        raise TfspeedError("The calibration cannot be written.", path=str(target),
+        raise TfspeedError("The calibration cannot be written.", path=str(path()),
                            cause=error.strerror, hint="Set XDG_CACHE_HOME to another folder."
                            ) from error
-    return target
 
 
 def load() -> Calibration:
