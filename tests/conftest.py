@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -20,6 +21,8 @@ from tfspeed.models.recurrent import Recurrent, RecurrentModel
 from tfspeed.models.uncached import UncachedModel
 
 logical_cpus(4)  # before TensorFlow starts; nothing may need more
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under nohup, and handed on to processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whose Ctrl-C is tested
 
 TINY = DecoderConfig(vocabulary_size=64, num_layers=2, hidden_dim=16, num_heads=4, num_kv_heads=2,
                      head_dim=4, mlp_dim=32, context_length=96)
