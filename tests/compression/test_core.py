@@ -116,7 +116,7 @@ def test_observed_rows_explain_the_output(make):
         bias = getattr(target.layer, "bias", None)
         expected = rows @ target.matrix().T
         np.testing.assert_allclose(expected + (0 if bias is None else bias.numpy().reshape(-1)),
-                                   out.reshape(expected.shape), atol=1e-5)
+                                   out.reshape(expected.shape), rtol=2e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [tiny_decoder, einsum_model])

@@ -10,7 +10,7 @@ import strategies
 from tests.conftest import tiny_decoder, tiny_recurrent, tiny_uncached
 from tests.export.conftest import TEXT, export, with_tokenizer
 from tfspeed.errors import TfspeedError
-from tfspeed.export import job, verify
+from tfspeed.export import stored, verify
 from tfspeed.models.load import load
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 12), np.int32)
@@ -43,7 +43,7 @@ def test_it_needs_no_tfmot(tmp_path):
 
 def test_weights_are_as_the_strategies_left_them():
     with pytest.raises(TfspeedError, match="--strategy=quantize"):
-        job.check_weights("keras", "int8")
+        stored.check("keras", "int8")
 
 
 def test_a_file_without_a_tokenizer(tmp_path):

@@ -20,6 +20,7 @@ from tfspeed.export import (
     recurrent,
     saved_model,
     seq2seq,
+    stored,
     tflite,
     verify,
 )
@@ -37,8 +38,6 @@ from tfspeed.models.load import load
 from tfspeed.models.recurrent import Recurrent
 
 _SUFFIX = {"tflite": ".tflite", "litertlm": ".litertlm", "saved_model": "", "keras": ".keras"}
-_DEFAULT_WEIGHTS = {"tflite": "int8", "litertlm": "int8", "saved_model": "float32",
-                    "keras": "float32"}
 _CONTEXT = 1024
 
 
@@ -55,8 +54,7 @@ def run(flags) -> int | None:
         raise TfspeedError(f"--format must be one of {', '.join(FORMATS)}.", format=flags.format)
     if flags.out is None:
         raise TfspeedError("--out must name the folder that the artifact goes to.")
-    weights = flags.weights or _DEFAULT_WEIGHTS[flags.format]
-    check_weights(flags.format, weights)
+    stored.check(flags.format, flags.weights)
     if flags.context is not None and flags.context < 2:
         raise TfspeedError("--context must be at least 2 tokens.", context=flags.context)
     text, calibration = read_text(flags.eval_text), read_calibration(flags)
@@ -67,25 +65,14 @@ def run(flags) -> int | None:
     bar, start = Progress(), time.perf_counter()
     with bar.task(f"loading {flags.model}", None), strategy.scope():
         reference = load(flags.model)
-        plain = reference if weights != "float16" or flags.format != "saved_model" else load(
-            flags.model, "float16")
-        model = strategy.apply(plain, calibration)
+        halves = flags.format == "saved_model" and flags.weights == "float16"
+        model = strategy.apply(load(flags.model, "float16") if halves else reference, calibration)
+    weights = stored.agreed(model, flags.format, flags.weights)
     path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
                   strategy.label, strategy.report)
     print(f"{time.perf_counter() - start:.0f} s; to check it: python scripts/export.py "
           f"--verify={path}")
     return None
-
-
-def check_weights(form: str, weights: str) -> None:
-    """Refuses a spelling that is unknown, or unknown to the format."""
-    formats = Formats(weights)
-    if form == "saved_model" and weights not in ("float32", "float16"):
-        raise TfspeedError("A SavedModel holds its weights as float32 or float16.",
-                           weights=formats.spelled, hint="Use --format=tflite for fewer bits.")
-    if form == "keras" and weights != "float32":
-        raise TfspeedError("A .keras file holds the weights as the strategies left them.",
-                           weights=formats.spelled, hint="Use --strategy=quantize.")
 
 
 def export(model: LanguageModel, reference: LanguageModel, form: str, weights: str,
