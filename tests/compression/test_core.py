@@ -192,6 +192,8 @@ def test_calibration_text_must_hold_a_window():
     with pytest.raises(TfspeedError, match="too short"):
         calibration.tokens(model, "x" * 15, 3, 16)
     assert calibration.tokens(tiny_decoder(), None, 3, 16).shape == (3, 16)
+    with pytest.raises(TfspeedError, match="needs a tokenizer"):
+        calibration.tokens(tiny_decoder(), "x" * 64, 3, 16)
 
 
 def test_inverse_root():

@@ -43,10 +43,14 @@ def tokens(model: LanguageModel, data: str | None = None, windows: int = 24,
         data: text; None: the project's own (6,000 tokens). Never the text of the evaluation.
 
     Raises:
-        TfspeedError: the text is shorter than one window.
+        TfspeedError: the text is shorter than one window, or the model reads no text.
     """
     length = min(length, model.context_length)
     if model.tokenizer is None:
+        if data is not None:
+            raise TfspeedError("A calibration text needs a tokenizer, and this model has none.",
+                               model=model.name, hint="Leave --calibration out: random tokens are "
+                                                      "read in its place.")
         return np.random.default_rng(0).integers(0, model.vocabulary_size, (windows, length),
                                                  np.int32)
     if data is None:
