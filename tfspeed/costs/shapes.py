@@ -146,15 +146,19 @@ def decoder(config: DecoderConfig, name: str = "", bits: int = 32, density: floa
 
 def recurrent(sizes: dict, name: str = "", bits: int = 32) -> Shape:
     """Of a `Recurrent` of these sizes."""
-    hidden, gates = sizes["hidden_dim"], GATES[sizes["cell"]]
-    layers = tuple((Matrix(f"{sizes['cell']}_{i}/input", hidden, gates * hidden, bits=bits),
-                    Matrix(f"{sizes['cell']}_{i}/recurrent", hidden, gates * hidden, bits=bits))
-                   for i in range(sizes["num_layers"]))
-    biases = 2 if sizes["cell"] == "gru" else 1
-    state = (2 if sizes["cell"] == "lstm" else 1) * hidden * sizes["num_layers"]
-    return Shape(name or sizes["cell"], hidden, sizes["vocabulary_size"], sizes["context_length"],
-                 layers, Matrix("head", hidden, sizes["vocabulary_size"], bits=bits),
-                 state_values=state, small_values=len(layers) * biases * gates * hidden)
+    gates, vocabulary = GATES[sizes["cell"]], sizes["vocabulary_size"]
+    dims = sizes.get("layer_dims") or [sizes["hidden_dim"]] * sizes["num_layers"]
+    inputs = [sizes.get("embedding_dim") or dims[0], *dims]
+    tied = sizes.get("tied_embeddings", True)
+    layers = tuple((Matrix(f"{sizes['cell']}_{i}/input", inputs[i], gates * dim, bits=bits),
+                    Matrix(f"{sizes['cell']}_{i}/recurrent", dim, gates * dim, bits=bits))
+                   for i, dim in enumerate(dims))
+    biases = (2 if sizes["cell"] == "gru" else 1) * gates * sum(dims)
+    state = (2 if sizes["cell"] == "lstm" else 1) * sum(dims)
+    return Shape(name or sizes["cell"], dims[-1], vocabulary, sizes["context_length"], layers,
+                 Matrix("head", dims[-1], vocabulary, bits=bits), state_values=state,
+                 table_values=0 if tied else vocabulary * inputs[0],
+                 small_values=biases + (0 if tied else vocabulary))
 
 
 def of(model) -> Shape:

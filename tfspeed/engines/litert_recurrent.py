@@ -23,9 +23,9 @@ class RecurrentLiteRtEngine(LiteRtBase):
 
     def step_bytes(self, batch, context):
         looked_up = self._packed.embedding
-        looked_up = 0 if self._packed.head is looked_up else looked_up.nbytes
-        sizes = self.model.keras_model.sizes
-        states = len(state_names(self.model.keras_model)) * batch * sizes["hidden_dim"] * 4
+        looked_up = 0 if self._packed.head.weight is looked_up else looked_up.nbytes
+        made = self.model.keras_model
+        states = len(state_names(made)) // len(made.layer_dims) * batch * sum(made.layer_dims) * 4
         return self.weights_bytes - looked_up + states
 
     def score(self, tokens):

@@ -228,6 +228,15 @@ def norm(layer) -> np.ndarray:
     return np.stack([scale, array(layer.bias) if layer.kind == "layer" else 0 * scale])
 
 
+def dense_product(name: str, layer, formats: Formats) -> Product:
+    """Of a dense layer as it is."""
+    if type(layer) not in dense.KINDS or layer.activation is not keras.activations.linear:
+        raise unsupported(layer)
+    found = Dense(layer)
+    *first, weight = found.weights(name, formats)
+    return Product(weight, found.bias, first[0] if first else None)
+
+
 def unsupported(layer) -> TfspeedError:
     return TfspeedError("This layer has no LiteRT form.", layer=getattr(layer, "path", layer.name),
                         type=type(layer).__name__,

@@ -14,7 +14,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.dense import integers, packed_matrix
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
-from tfspeed.litert.pack import Product
+from tfspeed.litert.pack import Product, dense_product
 from tfspeed.litert.weights import Weight
 from tfspeed.models.packed import PackedEmbedding
 from tfspeed.models.recurrent import CELLS, Recurrent
@@ -23,17 +23,17 @@ from tfspeed.models.recurrent import CELLS, Recurrent
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedRecurrent:
     """All weights of a `Recurrent`; a layer is its product with the token's values and its
-    product with the state, both `[gates · hidden, hidden]`."""
+    product with the state, both with `gates · hidden` outputs."""
 
     embedding: Weight
     layers: list[tuple[Product, Product]]
-    head: Weight  # the embedding itself where both are of one format
+    head: Product  # of the embedding itself where both are one table of one format
 
     @property
     def weights(self) -> list[Weight]:
         """Every matrix once."""
         found = [self.embedding, *(p.weight for layer in self.layers for p in layer)]
-        return found + [self.head] * (self.head is not self.embedding)
+        return found + [w for w in self.head.weights if w is not self.embedding]
 
 
 def pack_recurrent(model: Recurrent, formats: Formats) -> PackedRecurrent:
@@ -47,9 +47,11 @@ def pack_recurrent(model: Recurrent, formats: Formats) -> PackedRecurrent:
     embedding = integers(table, "embedding") if isinstance(table, PackedEmbedding) else None
     kept = embedding is not None  # in the integers that a strategy has made
     embedding = embedding or matrix("embedding", table.embeddings)
-    head = embedding
-    if not kept and formats.of("head") != formats.of("embedding"):
-        head = matrix("head", model.embedding.embeddings)
+    head = Product(embedding, None)
+    if model.head is not None:
+        head = dense_product("head", model.head, formats)
+    elif not kept and formats.of("head") != formats.of("embedding"):
+        head = Product(matrix("head", model.embedding.embeddings), None)
     layers = []
     for layer in model.layers_:
         _check(layer)
@@ -96,7 +98,7 @@ class RecurrentLowering:
     def __init__(self, file: TfliteFile, model: Recurrent, packed: PackedRecurrent, name: str,
                  batch: int):
         self.packed, self.cell, self.names = packed, model.sizes["cell"], state_names(model)
-        self.batch, self.hidden = batch, model.sizes["hidden_dim"]
+        self.batch, self.dims = batch, model.layer_dims
         self.graph = file.signature(name)
 
     def write(self, logits: bool, padded: bool) -> None:
@@ -106,9 +108,11 @@ class RecurrentLowering:
         g = self.graph
         tokens = g.input("tokens", (self.batch,), np.int32)
         used = g.input("used", (self.batch, 1)) if padded else None
-        states = [g.input(name, (self.batch, self.hidden)) for name in self.names]
+        parts = len(self.names) // len(self.dims)
+        states = [g.input(name, (self.batch, self.dims[i // parts]))
+                  for i, name in enumerate(self.names)]
         x = g.embedding(tokens, self.packed.embedding)
-        parts, ends = len(states) // len(self.packed.layers), []
+        ends = []
         for at, (given, recurrent) in enumerate(self.packed.layers):
             state = states[at * parts:(at + 1) * parts]
             given = g.fully_connected(x, given.weight, given.bias)
@@ -120,7 +124,10 @@ class RecurrentLowering:
             ends += state
         outputs = dict(zip(self.names, ends, strict=True))
         if logits:
-            outputs["logits"] = g.fully_connected(x, self.packed.head)
+            head = self.packed.head
+            if head.first is not None:
+                x = g.fully_connected(x, head.first)
+            outputs["logits"] = g.fully_connected(x, head.weight, head.bias)
         g.finish(outputs)
 
     # What the token gives and what the state does, `[batch, gates · hidden]` → the new state.
@@ -144,4 +151,5 @@ class RecurrentLowering:
         return [g.add(new, g.mul(keep, g.sub(state[0], new)))]
 
     def _gate(self, x, index: int):
-        return self.graph.slice(x, -1, index * self.hidden, self.hidden)
+        hidden = x.shape[-1] // {"lstm": 4, "gru": 3}[self.cell]
+        return self.graph.slice(x, -1, index * hidden, hidden)

@@ -18,6 +18,7 @@ from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
 from tfspeed.models.keras_file import saved_tokenizer
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.models.recurrent import Recurrent, RecurrentModel
+from tfspeed.models.recurrent_keras import recurrent_of
 from tfspeed.models.uncached import UncachedModel
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -128,6 +129,8 @@ def wrap(model: keras.Model, name: str = "") -> LanguageModel:
     if type(model).__module__.startswith("keras_hub."):
         from tfspeed.models.keras_hub_loader import wrap_keras_hub
         return wrap_keras_hub(model, name)
+    if (found := recurrent_of(model)) is not None:
+        return RecurrentModel(name, found)
     return UncachedModel(name, model)
 
 

@@ -18,26 +18,48 @@ CELLS = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.
 
 @keras.saving.register_keras_serializable("tfspeed")
 class Recurrent(ConvertibleModel, keras.Model):
-    """Embedding, recurrent layers, tied output: tokens `[batch, length]` → logits."""
+    """Embedding, recurrent layers, output: tokens `[batch, length]` → logits.
+
+    Args:
+        embedding_dim: 0: as wide as the first layer.
+        layer_dims: of layers that are not all `hidden_dim` wide; () for those.
+        tied_embeddings: whether the table is the output layer too, else that is a Dense with bias.
+    """
 
     def __init__(self, vocabulary_size: int, hidden_dim: int, num_layers: int = 1,
-                 cell: str = "lstm", context_length: int = 4096, **kwargs):
+                 cell: str = "lstm", context_length: int = 4096, embedding_dim: int = 0,
+                 layer_dims: tuple[int, ...] = (), tied_embeddings: bool = True, **kwargs):
         super().__init__(**kwargs)
         if cell not in CELLS:
             raise TfspeedError(f"cell must be one of {', '.join(CELLS)}.", cell=cell)
         self.sizes = {"vocabulary_size": vocabulary_size, "hidden_dim": hidden_dim,
-                      "num_layers": num_layers, "cell": cell, "context_length": context_length}
-        self.embedding = keras.layers.Embedding(vocabulary_size, hidden_dim,
-                                                dtype=self.dtype_policy, name="embedding")
+                      "num_layers": num_layers, "cell": cell, "context_length": context_length,
+                      "embedding_dim": embedding_dim, "layer_dims": list(layer_dims),
+                      "tied_embeddings": tied_embeddings}
+        dims = self.layer_dims
+        width = embedding_dim or dims[0]
+        if len(dims) != num_layers or (tied_embeddings and width != dims[-1]):
+            raise TfspeedError("A recurrent model has a width for each layer, and tied embeddings "
+                               "are as wide as the last.", **self.sizes)
+        self.embedding = keras.layers.Embedding(vocabulary_size, width, dtype=self.dtype_policy,
+                                                name="embedding")
         self.embedding.build(None)
         # use_cudnn=False: cuDNN's kernels know neither left padding nor XLA.
         extra = {"dtype": self.dtype_policy} | ({} if cell == "rnn" else {"use_cudnn": False})
         self.layers_ = [
-            CELLS[cell](hidden_dim, return_sequences=True, return_state=True, name=f"{cell}_{i}",
-                        **extra) for i in range(num_layers)]
-        for layer in self.layers_:
-            layer.build((None, None, hidden_dim))
+            CELLS[cell](dim, return_sequences=True, return_state=True, name=f"{cell}_{i}", **extra)
+            for i, dim in enumerate(dims)]
+        for layer, inputs in zip(self.layers_, [width, *dims], strict=False):
+            layer.build((None, None, inputs))
+        self.head = None
+        if not tied_embeddings:
+            self.head = keras.layers.Dense(vocabulary_size, dtype=self.dtype_policy, name="head")
+            self.head.build((None, None, dims[-1]))
         self.built = True
+
+    @property
+    def layer_dims(self) -> list[int]:
+        return self.sizes["layer_dims"] or [self.sizes["hidden_dim"]] * self.sizes["num_layers"]
 
     def forward(self, tokens, mask, states):
         """Returns hidden states `[batch, length, hidden]` and the new states; a token whose
@@ -50,11 +72,12 @@ class Recurrent(ConvertibleModel, keras.Model):
 
     def initial_state(self, batch: int):
         count = 2 if self.sizes["cell"] == "lstm" else 1
-        shape = (batch, self.sizes["hidden_dim"])
-        return [tuple(ops.zeros(shape, self.compute_dtype) for _ in range(count))
-                for _ in self.layers_]
+        return [tuple(ops.zeros((batch, dim), self.compute_dtype) for _ in range(count))
+                for dim in self.layer_dims]
 
     def logits(self, hidden):
+        if self.head is not None:
+            return ops.cast(self.head(hidden), "float32")
         table = ops.cast(self.embedding.embeddings, hidden.dtype)
         return ops.cast(ops.matmul(hidden, ops.transpose(table)), "float32")
 
