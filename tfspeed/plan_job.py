@@ -10,7 +10,8 @@ import rich.table
 from rich.text import Text
 
 from tfspeed.costs import calibration, formulas, planner, qualities, shapes, workers
-from tfspeed.costs.planner import Budget, Point
+from tfspeed.costs.budget import Budget, why_none
+from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
@@ -55,7 +56,7 @@ def run(flags) -> int | None:
                             flags.workers, cores)
     kept = [point for point in points if point.meets(budget)]
     if not kept:
-        raise planner.why_none(points, budget)
+        raise why_none(points, budget)
     front = planner.front(kept)
     _write(front, flags)
     _print(front, flags.model, len(points), len(kept))

@@ -8,12 +8,13 @@ import pytest
 from tests.conftest import tiny_decoder
 from tests.costs.calibrations import made_up
 from tfspeed.costs import cases, formulas, memory, planner, shapes, workers
+from tfspeed.costs.budget import Budget, why_none
 from tfspeed.costs.communication import Link
-from tfspeed.costs.planner import Budget
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import qualities, read_rows
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan
+from tfspeed.litert.formats import Formats
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
 LOADS = [Load(batch, 64, 16) for batch in (1, 8)]
@@ -54,11 +55,11 @@ def test_a_budget_is_kept(points):
 def test_an_impossible_budget_is_explained(points):
     fastest = min(p.tpot_s for p in points) * 1e3
     budget = Budget(tpot_ms=fastest / 4, ram_gb=100)
-    error = str(planner.why_none(points, budget))
+    error = str(why_none(points, budget))
     assert "tpot_ms" in error
     assert "4.00 times the bound" in error
     assert "ram_gb=100:" not in error
-    assert "0.1 % over the bound" in str(planner.why_none(points, Budget(tpot_ms=fastest / 1.001)))
+    assert "0.1 % over the bound" in str(why_none(points, Budget(tpot_ms=fastest / 1.001)))
 
 
 def test_bounds_that_exclude_each_other_are_named(points):
@@ -66,7 +67,7 @@ def test_bounds_that_exclude_each_other_are_named(points):
     budget = Budget(tpot_ms=0.9 * exact, max_perplexity_increase=1e-9)
     points = [p for p in points if p.quality.increase is None or p.quality.increase >= 0]
     assert not [p for p in points if p.meets(budget)]
-    assert "within the other bounds the least is" in str(planner.why_none(points, budget))
+    assert "within the other bounds the least is" in str(why_none(points, budget))
 
 
 @pytest.mark.parametrize("name", ["ttft_ms", "tpot_ms", "max_perplexity_increase", "ram_gb"])
@@ -165,16 +166,51 @@ def test_a_cache_that_has_grown_was_held_beside_the_one_before():
 
 
 def test_packing_integers_needs_more_than_a_short_text_does():
-    short, long = (memory.needed(SHAPE, "fused:int8", batch, 100, 20) for batch in (1, 64))
+    short, long = (memory.needed(SHAPE, "fused:int8", batch, 100, 20, rounded=False)
+                   for batch in (1, 64))
     assert short.packing > short.cache + short.activations
     assert short.total < long.total
     assert long.total == pytest.approx(memory.RUNTIME_BYTES + long.variables + long.packed
                                        + long.cache + long.activations)
 
 
+def test_rounding_is_a_peak_of_its_own():
+    """What is rounded with calibration text holds a layer's activations of all of it; what is on
+    the disk already does not, nor do floats, nor integers that a strategy has made."""
+    first, again = (memory.needed(SHAPE, "fused:int8", 1, 64, 16, rounded) for rounded in (
+        True, False))
+    assert first.total > again.total + 50e6
+    assert again.rounding == again.kept == 0
+    assert memory.needed(SHAPE, "fused", 1, 64, 16).rounding == 0
+    packed = SHAPE.stored(Formats("int8"))
+    assert memory.needed(packed, "fused:int8", 1, 64, 16).rounding == 0
+    wider = dataclasses.replace(cases.MODELS["llama-60m"], mlp_dim=4096)
+    assert memory.needed(shapes.decoder(wider), "fused:int8", 1, 64, 16).rounding > first.rounding
+
+
+def test_what_quantize_holds_is_in_the_plan(predictor):
+    packed = SHAPE.stored(Formats("int8"))
+    held = memory.quantizing(SHAPE, packed)
+    assert held > memory.RUNTIME_BYTES + memory.variable_bytes(SHAPE) + packed.step_weight_bytes
+    known = [q for q in qualities() if q.strategy == "quantize"]
+    points = planner.search(SHAPE, predictor, known, LOADS, [1], 1, 1)
+    four = memory.quantizing(SHAPE, SHAPE.stored(Formats("int4")))
+    assert points
+    assert all(p.memory_bytes >= four for p in points)
+
+
+def test_litert_holds_what_its_file_and_kernels_have():
+    model, integers = (memory.needed(SHAPE, f"litert{form}", 1, 64, 16, rounded=False)
+                       for form in ("", ":int8"))
+    assert 2 * SHAPE.step_weight_bytes < model.packed < 3 * SHAPE.step_weight_bytes
+    assert integers.total < model.total
+    with pytest.raises(TfspeedError, match="engine's memory"):
+        memory.needed(SHAPE, "warp", 1, 64, 16)
+
+
 def test_memory_grows_with_the_batch_and_shrinks_with_the_bits():
     def total(engine, batch=1):
-        return memory.needed(SHAPE, engine, batch, 64, 16).total
+        return memory.needed(SHAPE, engine, batch, 64, 16, rounded=False).total
 
     assert total("xla", 8) > total("xla")
     assert total("fused:float32") > total("fused:int8") > total("fused:int4,head=int4")

@@ -9,7 +9,16 @@ import pytest
 from tests.conftest import TINY, tiny_decoder, tiny_recurrent
 from tests.costs.calibrations import made_up
 from tfspeed import engines
-from tfspeed.costs import calibrating, calibration, cases, fitting, fused_time, rows, shapes
+from tfspeed.costs import (
+    calibrating,
+    calibration,
+    cases,
+    fitting,
+    fused_time,
+    memory,
+    rows,
+    shapes,
+)
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
@@ -176,7 +185,7 @@ def test_a_row_has_its_prediction_and_the_error(cache):
     calibration.save(made_up())
     rows._predictor.cache_clear()
     engine = engines.create("graph", tiny_decoder())
-    found, note = rows.with_prediction(row_of(engine), engine, 2)
+    found, note = rows.with_prediction(row_of(engine), engine, 2, engine.model)
     assert note == ""
     assert set(found["predicted"]) == {"ttft_s", "tpot_s", "e2e_s", "peak_rss_bytes"}
     assert found["prediction_error"]["peak_rss_bytes"] == pytest.approx(
@@ -186,9 +195,25 @@ def test_a_row_has_its_prediction_and_the_error(cache):
     assert json.dumps(found)
 
 
+def test_a_row_knows_what_a_strategy_held_and_whether_anything_was_rounded(monkeypatch):
+    monkeypatch.setattr(rows, "_predictor", lambda: Predictor(made_up()))
+    model = tiny_decoder(hidden_dim=32, mlp_dim=64)
+    engine = engines.create("fused:int8", model)
+
+    def peak(strategy, rounded):
+        monkeypatch.setattr(rows, "rounded_here", lambda packed: rounded)
+        row = row_of(engine) | {"strategy": strategy}
+        return rows.with_prediction(row, engine, 2, model)[0]["predicted"].get("peak_rss_bytes")
+
+    assert peak("baseline", rounded=True) > peak("baseline", rounded=False) + 28e6
+    shape = shapes.of(model)
+    assert peak("quantize(bits=4)", rounded=False) == memory.quantizing(shape, shape)
+    assert peak("low_rank", rounded=True) is None
+
+
 def test_a_row_says_why_it_has_none(cache):
     rows._predictor.cache_clear()
     engine = engines.create("graph", tiny_decoder())
-    found, note = rows.with_prediction(row_of(engine), engine, 2)
+    found, note = rows.with_prediction(row_of(engine), engine, 2, engine.model)
     assert found == {}
     assert "calibrate.py" in note

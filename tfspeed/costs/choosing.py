@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from tfspeed.costs import planner
+from tfspeed.costs.budget import Budget
 from tfspeed.costs.cases import DEFAULT_MODEL, Case
-from tfspeed.costs.planner import Budget, Point
+from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality
 from tfspeed.costs.shapes import Shape

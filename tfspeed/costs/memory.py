@@ -7,6 +7,8 @@ one piece), and the traced functions, which grow with the layers. `fused` keeps 
 whose size doubles from 256 slots (half as much again is held while it is copied), heads filled up
 to sixteen; beside the float32 variables it holds the matrices twice, as they were packed and in
 panels, and while integers are put into panels four bytes of each of the largest one's values.
+`litert` holds them as they were packed, and what XNNPACK and the mapped file have of them. Before
+either, integers are rounded with calibration text, once: all of it goes through a layer at a time.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from tfspeed.costs.computation import padded_lengths
 from tfspeed.costs.fused_time import ROWS
 from tfspeed.costs.matrices import up_to
 from tfspeed.costs.shapes import Shape
+from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 
 RUNTIME_BYTES = 670e6  # Python and TensorFlow with nothing loaded (BUILD.md, Export)
@@ -22,6 +25,12 @@ _SMALLEST_CACHE = 256  # slots, see engines/fused.py
 # Of traced and compiled functions, and of each of their layers: measured on models of 5 to 30
 # layers (BUILD.md).
 _FUNCTIONS = {"graph": (85e6, 2.3e6), "xla": (100e6, 9.4e6)}
+_LITERT = 20e6, 1.42, 1.78  # once, and times the packed weights: of floats, of integers
+# Rounding with calibration text: its windows and their length; how many times a layer's inputs
+# and outputs are held at most; and what TensorFlow keeps of having run operators one by one.
+_WINDOWS, _LENGTH = 20, 256
+_HELD, _KEPT = 2.05, (28e6, 0.92)
+_QUANTIZING = 35e6  # of `quantize`, beside tables and Gram matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Memory:
         activations: what a call needs besides.
         functions: what was traced and compiled.
         packing: what is held before there is a cache, while matrices are packed.
+        rounding: the most while they are rounded with calibration text, before that.
+        kept: of it by TensorFlow, from then on.
     """
 
     variables: float
@@ -43,27 +54,36 @@ class Memory:
     activations: float
     functions: float = 0.0
     packing: float = 0.0
+    rounding: float = 0.0
+    kept: float = 0.0
 
     @property
     def total(self) -> float:
         """The most that a process has resident that has nothing else loaded."""
-        return (RUNTIME_BYTES + self.variables + self.packed + self.functions
-                + max(self.packing, self.cache + self.activations))
+        running = (self.packed + self.functions + self.kept
+                   + max(self.packing, self.cache + self.activations))
+        return RUNTIME_BYTES + self.variables + max(self.rounding, running)
 
 
-def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int) -> Memory:
+def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
+           rounded: bool = True) -> Memory:
     """Args:
         shape: as the model's layers are; the engine's name says what it packs them to.
+        rounded: whether integers are yet to be rounded: they are kept on the disk afterwards.
+
+    Raises:
+        TfspeedError: nothing is known of the engine.
     """
     variables, kind = variable_bytes(shape), engine.partition(":")[0]
-    if kind == "fused":
+    if kind not in ("fused", "litert", *_FUNCTIONS):
+        raise TfspeedError("Nothing is known of this engine's memory.", engine=engine)
+    if kind in ("fused", "litert"):
         formats = Formats.of_engine(engine)
         stored = shape.stored(formats)
-        cache = fused_cache_bytes(shape, batch, prompt + new_tokens, formats.cache_itemsize)
-        if prompt + new_tokens > _SMALLEST_CACHE:
-            cache += cache // 2  # that which it grew from
-        return Memory(variables, 2 * stored.step_weight_bytes, cache,
-                      _fused_scratch(shape, batch, prompt), packing=_packing(stored))
+        made = _litert if kind == "litert" else _fused
+        found = made(shape, stored, batch, prompt, new_tokens, formats.cache_itemsize)
+        return found if not (rounded and formats.quantized) else dataclasses.replace(
+            found, **_rounding(shape, stored))
     length, capacity = padded_lengths(prompt, new_tokens)
     cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     rows = batch * length
@@ -74,6 +94,45 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int) 
         activations += scores + 4 * rows * widest
     base, layer = _FUNCTIONS.get(kind, (0, 0))
     return Memory(variables, 0, 2 * cache, activations, base + layer * len(shape.layers))
+
+
+def _fused(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
+    cache = fused_cache_bytes(shape, batch, prompt + new_tokens, itemsize)
+    if prompt + new_tokens > _SMALLEST_CACHE:
+        cache += cache // 2  # that which it grew from
+    return Memory(variable_bytes(shape), 2 * stored.step_weight_bytes, cache,
+                  _fused_scratch(shape, batch, prompt), packing=_packing(stored))
+
+
+def _litert(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
+    del itemsize  # its caches are float32
+    once, floats, integers = _LITERT
+    times = 1 + (integers if any(m.bits <= 8 for m in stored.matrices) else floats)
+    slots = _SMALLEST_CACHE
+    while slots < prompt + new_tokens:
+        slots *= 2
+    cache = 4 * batch * slots * sum(2 * a.kv_heads * a.dim for a in shape.attention)
+    return Memory(variable_bytes(shape), times * stored.step_weight_bytes, cache,
+                  4 * batch * shape.vocabulary, functions=once)
+
+
+def _rounding(shape: Shape, stored: Shape) -> dict[str, float]:
+    """Of integers that are made with calibration text."""
+    if not any(new.bits <= 8 < old.bits for new, old in zip(stored.matrices, shape.matrices,
+                                                            strict=True)):
+        return {}
+    widths = max(sum(m.inputs + 2 * m.outputs for m in layer) for layer in shape.layers)
+    seen = 4 * _WINDOWS * min(_LENGTH, shape.context) * widths
+    return {"rounding": stored.step_weight_bytes + _HELD * seen,
+            "kept": _KEPT[0] + _KEPT[1] * seen}
+
+
+def quantizing(shape: Shape, quantized: Shape) -> float:
+    """The most that a process has resident while `quantize` is applied, of the shape before and
+    after it: the integers, and at a time a table in float32 or a layer's Gram matrices, twice."""
+    grams = max(sum(4 * m.inputs**2 for m in layer) for layer in shape.layers)
+    return (RUNTIME_BYTES + variable_bytes(shape) + variable_bytes(quantized) + _QUANTIZING
+            + 4 * shape.head.parameters + 2 * grams)
 
 
 def _packing(stored: Shape) -> float:

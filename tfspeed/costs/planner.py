@@ -9,33 +9,14 @@ import math
 import shlex
 
 from tfspeed.costs import memory, workers
+from tfspeed.costs.budget import Budget
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality
 from tfspeed.costs.shapes import Shape, decoder
 from tfspeed.errors import TfspeedError
+from tfspeed.litert.formats import Formats
 
 BATCHES = 1, 2, 4, 8, 16, 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What a point must keep to; None: anything."""
-
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    max_perplexity_increase: float | None = None
-    ram_gb: float | None = None
-
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and not value > 0:
-                raise TfspeedError(f"--{name} must be above 0.", **{name: value})
-
-    @property
-    def bounds(self) -> dict[str, float]:
-        """Those that are set."""
-        return {name: value for name, value in dataclasses.asdict(self).items()
-                if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +77,12 @@ def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list
     for quality in known:
         try:
             changed = reshaped(shape, quality)
+            held = memory.quantizing(shape, changed) if quality.strategy == "quantize" else 0
             for load in loads:
-                found += _alone(changed, predictor, quality, load, threads)
+                found += _alone(changed, predictor, quality, load, threads, held)
                 for number in range(2, min(most_workers, cores, load.batch) + 1):
-                    found.append(_together(changed, predictor, quality, load, number, cores))
+                    found.append(_together(changed, predictor, quality, load, number, cores,
+                                           held))
         except TfspeedError as error:
             unknown = unknown or error
     if unknown and not found:
@@ -107,19 +90,19 @@ def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list
     return found
 
 
-def _alone(shape, predictor, quality, load, threads) -> list[Point]:
+def _alone(shape, predictor, quality, load, threads, held) -> list[Point]:
     need = memory.needed(shape, quality.engine, load.batch, load.prompt_tokens, load.new_tokens)
     return [_point(quality, count, 1, load,
-                   predictor.latency(shape, quality.engine, count, load), need.total)
+                   predictor.latency(shape, quality.engine, count, load), max(need.total, held))
             for count in threads]
 
 
-def _together(shape, predictor, quality, load, number, cores) -> Point:
+def _together(shape, predictor, quality, load, number, cores, held) -> Point:
     """Of `number` workers that share the cores and the batch."""
     times = workers.multi_worker(predictor, shape, quality.engine, cores, number, load)
     need = memory.needed(shape, quality.engine, -(-load.batch // number), load.prompt_tokens,
                          load.new_tokens)
-    return _point(quality, cores // number, number, load, times, number * need.total)
+    return _point(quality, cores // number, number, load, times, number * max(need.total, held))
 
 
 def _point(quality, threads, number, load, times, need) -> Point:
@@ -139,6 +122,8 @@ def reshaped(shape: Shape, quality: Quality) -> Shape:
     if any(m.rank or m.bits < 32 for m in shape.matrices):
         raise TfspeedError("What a strategy does is predicted of float32 models that none has "
                            "changed yet.", strategy=quality.strategy, model=shape.name)
+    if quality.strategy == "quantize":
+        return shape.stored(Formats("int4" if options.get("quantize_bits") == 4 else "int8"))
     if quality.strategy == "low_rank":
         layers = sum(m.parameters for layer in shape.layers for m in layer)
         taken = options["low_rank_fraction"] * shape.parameters / layers
@@ -168,33 +153,6 @@ def front(points: list[Point]) -> list[Point]:
                    for other in kept):
             kept.append(point)
     return kept
-
-
-def why_none(points: list[Point], budget: Budget) -> TfspeedError:
-    """What to say where no point keeps to a budget: which bound fails, and by how much."""
-    said = []
-    for name, bound in budget.bounds.items():
-        alone = min(p.value(name) for p in points)
-        rest = [p.value(name) for p in points if p.meets(budget, but=name)]
-        if alone > bound:
-            said.append(f"{name}={bound:g}: nothing reaches it, the least is {alone:.4g} "
-                        f"({_excess(alone, bound)})")
-        elif rest and min(rest) > bound:
-            said.append(f"{name}={bound:g}: within the other bounds the least is "
-                        f"{min(rest):.4g} ({_excess(min(rest), bound)})")
-    if not said:
-        said = ["each bound can be kept alone, and no two of them left out one at a time let "
-                "the others be kept: widen two"]
-    return TfspeedError("No configuration keeps to this budget: " + "; ".join(said) + ".",
-                        **budget.bounds, hint="Widen that bound, or use a smaller model.")
-
-
-def _excess(value: float, bound: float) -> str:
-    if math.isinf(value):
-        return "not known"
-    if value < 1.1 * bound:
-        return f"{100 * (value / bound - 1):.2g} % over the bound"
-    return f"{value / bound:.2f} times the bound"
 
 
 def best(points: list[Point]) -> Point:

@@ -1,25 +1,28 @@
 """What a row says of its prediction: `predicted` and `prediction_error`, keyed by the metric."""
 
+import dataclasses
 import functools
 
 from tfspeed.costs import calibration, memory, shapes
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
+from tfspeed.litert.packed_cache import rounded_here
 
 _LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 
 
-def with_prediction(row: dict, engine, threads: int) -> tuple[dict, str]:
+def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, str]:
     """What is to be added to a row, and to its notes ("" for nothing).
 
     Args:
         row: with its strategy, latencies, `batch`, `prompt_tokens` and `new_tokens`.
         engine: that made it.
         threads: that an operator could use.
+        original: the model that the strategy was applied to.
     """
     try:
-        predicted = _predicted(row, engine, threads)
+        predicted = _predicted(row, engine, threads, original)
     except TfspeedError as error:
         return {}, f"No prediction: {error}"
     errors = {name: value / _measured(row[name]) - 1 for name, value in predicted.items()
@@ -27,15 +30,19 @@ def with_prediction(row: dict, engine, threads: int) -> tuple[dict, str]:
     return {"predicted": predicted, "prediction_error": errors}, ""
 
 
-def _predicted(row: dict, engine, threads: int) -> dict:
+def _predicted(row: dict, engine, threads: int, original) -> dict:
     _check(engine)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
     shape = shapes.of(engine.model)
     found = _predictor().latency(shape, engine.name, threads, load)
     said = {name: found[name] for name in _LATENCIES if name in found}
-    if row["strategy"] == "baseline":  # what a strategy holds while it is applied is its own matter
-        said["peak_rss_bytes"] = memory.needed(shape, engine.name, load.batch, load.prompt_tokens,
-                                               load.new_tokens).total
+    strategy = row["strategy"].partition("(")[0]
+    # What other strategies hold while they are applied is not known.
+    if strategy in ("baseline", "quantize"):
+        rounded = rounded_here(getattr(engine, "packed", None))
+        need = memory.needed(shape, engine.name, *dataclasses.astuple(load), rounded).total
+        applied = memory.quantizing(shapes.of(original), shape) if strategy == "quantize" else 0
+        said["peak_rss_bytes"] = max(need, applied)
     return said
 
 

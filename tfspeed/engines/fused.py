@@ -56,10 +56,6 @@ class FusedEngine(LiteRtBase):
     # What a stage of a pipeline is made of.
 
     @property
-    def packed(self):
-        return self._packed
-
-    @property
     def half(self) -> bool:
         """Whether keys and values are float16."""
         return self._half

@@ -35,6 +35,10 @@ class LiteRtBase(Engine):
             self.notes.append("LiteRT runs the model once, on all cores: replicas do not apply.")
 
     @property
+    def packed(self):
+        return self._packed
+
+    @property
     def weights_bytes(self) -> int:
         return sum(weight.nbytes for weight in self._packed.weights)
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _CODE = ("dense.py", "folding.py", "formats.py", "gptq.py", "pack.py", "packed_f
          "smooth.py", "weights.py", "../compression/hessian.py")
 _ROUNDING_S = 2e-7  # a parameter in four bits, on two cores
 _WORTH_SAYING_S = 5
+_ROUNDED: weakref.WeakSet = weakref.WeakSet()  # what this process has rounded itself
 _ABANDONED_S = 3600  # a part that is older belongs to a process that was killed
 
 
@@ -51,18 +53,30 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
     limit = _limit_bytes()
     if not limit:
         _say_estimate(model, formats)
-        return packer.pack()
+        return _rounded(packer)
     path = cache_folder() / "packed" / f"{digest(decoder, formats, calibration)}.packed"
     found = read_packed(path)
     if found is None:
         _say_estimate(model, formats)
-        found = packer.pack()
+        found = _rounded(packer)
         with contextlib.suppress(OSError):  # a full or read-only disk: no cache
             _save(path, found, limit)
     else:
         with contextlib.suppress(OSError):
             os.utime(path)  # the least recently used goes first
     return found
+
+
+def rounded_here(packed: PackedDecoder) -> bool:
+    """Whether this process has rounded it with calibration text, which takes memory, and has not
+    read it from the disk."""
+    return packed in _ROUNDED
+
+
+def _rounded(packer: Packer) -> PackedDecoder:
+    made = packer.pack()
+    _ROUNDED.add(made)
+    return made
 
 
 def _say_estimate(model: LanguageModel, formats: Formats) -> None:

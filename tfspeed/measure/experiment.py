@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,8 @@ import numpy as np
 import psutil
 
 from tfspeed import gate
-from tfspeed.affinity import pinned
+from tfspeed.affinity import pinned, widened
+from tfspeed.cluster.addresses import from_environment
 from tfspeed.costs.energy import Meter
 from tfspeed.costs.rows import with_prediction
 from tfspeed.devices import default_device
@@ -354,10 +356,28 @@ def _step_bytes(candidate: Candidate) -> int:
 
 
 def _bandwidth(candidate: Candidate, threads: int) -> float:
-    bandwidth = memory_bandwidth(_threads(candidate, threads), _step_bytes(candidate))
+    step_bytes = _step_bytes(candidate)
+    active = _active_replicas(candidate.engine, candidate.workload.batch)
     if default_device().startswith("GPU"):  # each has a memory of its own; CPU devices share one
-        bandwidth *= _active_replicas(candidate.engine, candidate.workload.batch)
-    return bandwidth
+        return active * memory_bandwidth(threads, step_bytes)
+    readers, machines = _readers(candidate, threads)
+    with contextlib.nullcontext() if readers == _threads(candidate, threads) else widened():
+        return machines * memory_bandwidth(readers, step_bytes // machines)
+
+
+def _readers(candidate: Candidate, threads: int) -> tuple[int, int]:
+    """Threads of this machine that read in a step, and machines that do; others are taken for
+    like this one."""
+    active = _active_replicas(candidate.engine, candidate.workload.batch)
+    cluster = from_environment() if _on_workers(candidate.engine) and active > 1 else None
+    threads = _threads(candidate, threads)
+    if cluster is None:
+        return threads, 1
+    return min(os.cpu_count(), threads * cluster.neighbours), cluster.machines
+
+
+def _on_workers(engine) -> bool:
+    return any(name.startswith("worker ") for name in engine.devices)
 
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
@@ -379,6 +399,7 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
         step_bytes = _step_bytes(candidate)
         bandwidth = candidate.bandwidth or _bandwidth(candidate, threads)
         row |= {"step_bytes": step_bytes,
+                "read_threads": math.prod(_readers(candidate, threads)),
                 **metrics.roofline(step_bytes, latency["tpot_s"]["median"], workload.batch,
                                    bandwidth)}
     row |= candidate.counted | candidate.quality
@@ -394,7 +415,7 @@ def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
             for name in ("ttft_s", "tpot_s", "e2e_s") if latency.get(name)}
     if candidate.profile:
         row["profile"] = candidate.profile
-    found, said = with_prediction(row, candidate.engine, threads)
+    found, said = with_prediction(row, candidate.engine, threads, baseline.model)
     energy = _energy(candidate)
     said = [said, candidate.energy.note(energy)]
     return row | found | energy | {"notes": [*candidate.notes, *filter(None, said)]}
