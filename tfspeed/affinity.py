@@ -37,6 +37,21 @@ def pinned(cores: int):
         _hold(every)
 
 
+@contextlib.contextmanager
+def widened():
+    """The calling thread, and those that it starts meanwhile, on any core of the machine: beyond
+    those that a worker is held to."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def _hold(cores) -> None:
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it has ended

@@ -1,5 +1,7 @@
 """Quality and gate of candidates whose models are arithmetic, so that every figure is known."""
 
+import json
+import os
 import types
 
 import numpy as np
@@ -137,3 +139,24 @@ def test_a_batch_that_no_memory_holds_is_refused(monkeypatch):
     with pytest.raises(TfspeedError, match="does not fit in memory"):
         experiment.prepare("tiny", strategies.create("baseline"), "graph",
                            Workload(8, 5, 500_000_000), TEXT)
+
+
+def test_the_limit_of_workers_is_that_of_all_of_them(monkeypatch):
+    """Each is held to its cores, but they read at once; another machine is taken for like this."""
+    seen = []
+    monkeypatch.setattr(experiment, "memory_bandwidth", lambda *given: seen.append(given) or 10.0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    candidate = Candidate("x", types.SimpleNamespace(
+        devices=("worker 0", "worker 1", "worker 2"), row_shares=3,
+        step_bytes=lambda batch, context: 100 * batch), Workload(8, 4, 3, 1), [],
+        0, 0, 0, 0, [])
+    hosts = ["a:1", "a:2", "b:1"]
+    monkeypatch.setenv("TF_CONFIG", json.dumps(
+        {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 0}}))
+    experiment.read_limits([candidate], 2)
+    assert seen == [(4, 150)]
+    assert candidate.bandwidth == 20.0
+    candidate.engine.devices = ("CPU:0",)  # the baseline, which the chief measures alone
+    experiment.read_limits([candidate], 2)
+    assert seen[1:] == [(2, 300)]
+    assert candidate.bandwidth == 10.0

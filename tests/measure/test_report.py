@@ -56,7 +56,7 @@ def test_the_table_is_legible_in_80_columns():
 def test_the_limit_of_each_row_is_named():
     fast = row("fast", step_bytes=10_000_000, read_bandwidth_gb_per_s=20.0, roofline_fraction=1.2)
     text = " ".join(shown([row(), fast], 80).split())
-    assert "10 MB at 20.0 GB/s, 40 MB at 10.0 GB/s with 2 threads" in text
+    assert "10 MB at 20.0 GB/s with 2 threads, 40 MB at 10.0 GB/s with 2 threads" in text
     assert "over 100 % of the limit" in text
     assert "over 100 %" not in shown([row()], 80)
 

@@ -38,6 +38,16 @@ class Cluster:
             raise TfspeedError(f"A worker's index must lie in [0, {len(self.addresses)}).",
                                index=self.index, workers=list(self.addresses))
 
+    @property
+    def machines(self) -> int:
+        return len({_host(address) for address in self.addresses})
+
+    @property
+    def neighbours(self) -> int:
+        """The workers on the machine of this one, itself among them."""
+        return sum(_host(address) == _host(self.addresses[self.index])
+                   for address in self.addresses)
+
     def named(self, index: int) -> str:
         """What a message calls a worker."""
         return f"worker {index} ({self.addresses[index]})"
@@ -66,6 +76,10 @@ def _check_address(address) -> None:
 def from_hosts(hosts: str, index: int) -> Cluster:
     """The cluster of `--hosts=a:port,b:port --index=…`."""
     return Cluster(tuple(part.strip() for part in hosts.split(",") if part.strip()), index)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
 
 
 def from_environment() -> Cluster | None:

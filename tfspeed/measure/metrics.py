@@ -25,6 +25,7 @@ DEFINITIONS = {
                       "estimate: the first row also pays what the runtime allocates once",
     "read_bandwidth_gb_per_s": "10^9 bytes a second at which all threads together read as many "
                                "bytes as a step does, again and again",
+    "read_threads": "threads that the limit was read with: those of all workers of a row together",
     "step_bytes": "bytes that one decode step must read: each weight once, and the state at the "
                   "mean context",
     "achieved_gb_per_s": "step_bytes / median tpot_s, in 10^9 bytes a second",

@@ -214,12 +214,12 @@ def _notes(rows: list[dict]) -> list[str]:
     if tokens:
         notes.add(f"quality: on {tokens} tokens" + (
             f" and {questions} questions" if questions else "") + "; intervals are of 95 %.")
-    limits = ", ".join(f"{size / 1e6:.0f} MB at {speed:.1f} GB/s" for size, speed in sorted({
-        (row["step_bytes"], row["read_bandwidth_gb_per_s"])
+    limits = ", ".join(f"{size / 1e6:.0f} MB at {speed:.1f} GB/s with {threads} threads"
+                       for size, speed, threads in sorted({
+        (row["step_bytes"], row["read_bandwidth_gb_per_s"], row.get("read_threads", row["threads"]))
         for row in rows if row.get("read_bandwidth_gb_per_s")}))
     if limits:
-        notes.add(f"limit: a decode step cannot be faster than its reads, here {limits} with "
-                  f"{rows[-1]['threads']} threads.")
+        notes.add(f"limit: a decode step cannot be faster than its reads, here {limits}.")
     if any(row.get("roofline_fraction", 0) > 1.05 for row in rows):
         notes.add("over 100 % of the limit: part of the weights stayed in a cache that the "
                   "measured reads did not hit.")
