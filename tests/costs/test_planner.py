@@ -190,13 +190,18 @@ def test_rounding_is_a_peak_of_its_own():
 
 def test_what_quantize_holds_is_in_the_plan(predictor):
     packed = SHAPE.stored(Formats("int8"))
-    held = memory.quantizing(SHAPE, packed)
+    held = memory.applying("quantize", SHAPE, packed)
     assert held > memory.RUNTIME_BYTES + memory.variable_bytes(SHAPE) + packed.step_weight_bytes
     known = [q for q in qualities() if q.strategy == "quantize"]
     points = planner.search(SHAPE, predictor, known, LOADS, [1], 1, 1)
-    four = memory.quantizing(SHAPE, SHAPE.stored(Formats("int4")))
+    four = memory.applying("quantize", SHAPE, SHAPE.stored(Formats("int4")))
     assert points
+    assert four > held
     assert all(p.memory_bytes >= four for p in points)
+    assert memory.applying("distill", SHAPE, SHAPE) is None
+    thin = SHAPE.thinned(0.8)
+    assert (memory.applying("low_rank", SHAPE, thin) > memory.RUNTIME_BYTES
+            + memory.variable_bytes(SHAPE) + 0.5 * memory.variable_bytes(thin))
 
 
 def test_litert_holds_what_its_file_and_kernels_have():

@@ -120,6 +120,8 @@ def test_a_fit_finds_the_constants():
     assert found["call"] == pytest.approx(3e-4, rel=0.05)
     assert found["byte"] == pytest.approx(2e-10, rel=0.05)
     assert found["unused"] == pytest.approx(1e-3)
+    firm = fitting.fit(start, predict, noisy, firm=lambda name: 1000 if name == "byte" else 1)
+    assert firm["byte"] > 10 * found["byte"]  # it stays where it began
 
 
 def test_a_calibration_is_kept(cache):
@@ -207,8 +209,11 @@ def test_a_row_knows_what_a_strategy_held_and_whether_anything_was_rounded(monke
 
     assert peak("baseline", rounded=True) > peak("baseline", rounded=False) + 28e6
     shape = shapes.of(model)
-    assert peak("quantize(bits=4)", rounded=False) == memory.quantizing(shape, shape)
-    assert peak("low_rank", rounded=True) is None
+    for strategy in ("quantize(bits=4)", "low_rank", "prune_structured(fraction=0.2)"):
+        assert peak(strategy, rounded=False) == max(
+            memory.applying(strategy.partition("(")[0], shape, shape),
+            peak("baseline", rounded=False))
+    assert peak("distill", rounded=True) is None
 
 
 def test_a_row_says_why_it_has_none(cache):

@@ -9,7 +9,7 @@ _ROUNDS, _STEP, _ENOUGH = 30, 1e-4, 1e-4
 
 def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarray],
         measured: np.ndarray, trust: float = 0.02,
-        firm: Callable[[str], bool] = lambda name: False) -> dict[str, float]:
+        firm: Callable[[str], float] = lambda name: 1.0) -> dict[str, float]:
     """The constants with the least squared logarithm of predicted / measured.
 
     Levenberg–Marquardt (D. W. Marquardt, SIAM Journal 11, 1963) over the constants' logarithms, so
@@ -19,11 +19,11 @@ def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarra
     Args:
         predict: seconds, one for each of `measured`.
         trust: in `start`: how much a factor of e in a constant counts beside one in a time.
-        firm: names of constants that are trusted ten times as much.
+        firm: how many times as much the constant of a name is trusted.
     """
     names, target = list(start), np.log(measured)
     begin = np.log([start[name] for name in names])
-    trusts = trust * np.array([10 if firm(name) else 1 for name in names])
+    trusts = trust * np.array([firm(name) for name in names])
 
     def residuals(x):
         values = dict(zip(names, np.exp(x), strict=True))

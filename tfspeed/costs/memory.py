@@ -30,7 +30,10 @@ _LITERT = 20e6, 1.42, 1.78  # once, and times the packed weights: of floats, of 
 # and outputs are held at most; and what TensorFlow keeps of having run operators one by one.
 _WINDOWS, _LENGTH = 20, 256
 _HELD, _KEPT = 2.05, (28e6, 0.92)
-_QUANTIZING = 35e6  # of `quantize`, beside tables and Gram matrices
+# While a strategy is applied: `quantize` beside tables and Gram matrices, and where it makes up for
+# its own errors; others in all, and times the float32 weights (SmolLM2-135M and glassllm).
+_QUANTIZING, _COMPENSATING = 35e6, 220e6
+_APPLYING = {"low_rank": (40e6, 0.68), "prune_structured": (40e6, 0.92)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +130,21 @@ def _rounding(shape: Shape, stored: Shape) -> dict[str, float]:
             "kept": _KEPT[0] + _KEPT[1] * seen}
 
 
-def quantizing(shape: Shape, quantized: Shape) -> float:
-    """The most that a process has resident while `quantize` is applied, of the shape before and
-    after it: the integers, and at a time a table in float32 or a layer's Gram matrices, twice."""
+def applying(strategy: str, shape: Shape, changed: Shape) -> float | None:
+    """The most that a process has resident while a strategy is applied, of the shape before and
+    after it; 0 where nothing is, None where it is not known."""
+    before = RUNTIME_BYTES + variable_bytes(shape)
+    if strategy == "baseline":
+        return 0.0
+    if strategy in _APPLYING:
+        once, share = _APPLYING[strategy]
+        return before + once + share * variable_bytes(shape)
+    if strategy != "quantize":
+        return None
+    # The integers, and at a time a table in float32 or a layer's Gram matrices, twice.
     grams = max(sum(4 * m.inputs**2 for m in layer) for layer in shape.layers)
-    return (RUNTIME_BYTES + variable_bytes(shape) + variable_bytes(quantized) + _QUANTIZING
+    four = any(m.bits == 4 for m in changed.matrices)
+    return (before + variable_bytes(changed) + _QUANTIZING + four * _COMPENSATING
             + 4 * shape.head.parameters + 2 * grams)
 
 

@@ -77,7 +77,7 @@ def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list
     for quality in known:
         try:
             changed = reshaped(shape, quality)
-            held = memory.quantizing(shape, changed) if quality.strategy == "quantize" else 0
+            held = memory.applying(quality.strategy, shape, changed) or 0
             for load in loads:
                 found += _alone(changed, predictor, quality, load, threads, held)
                 for number in range(2, min(most_workers, cores, load.batch) + 1):

@@ -36,13 +36,11 @@ def _predicted(row: dict, engine, threads: int, original) -> dict:
     shape = shapes.of(engine.model)
     found = _predictor().latency(shape, engine.name, threads, load)
     said = {name: found[name] for name in _LATENCIES if name in found}
-    strategy = row["strategy"].partition("(")[0]
-    # What other strategies hold while they are applied is not known.
-    if strategy in ("baseline", "quantize"):
+    applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape)
+    if applying is not None:
         rounded = rounded_here(getattr(engine, "packed", None))
         need = memory.needed(shape, engine.name, *dataclasses.astuple(load), rounded).total
-        applied = memory.quantizing(shapes.of(original), shape) if strategy == "quantize" else 0
-        said["peak_rss_bytes"] = max(need, applied)
+        said["peak_rss_bytes"] = max(need, applying)
     return said
 
 
