@@ -92,7 +92,15 @@ def test_a_folder_that_is_idle_ends(inbox, tmp_path):
     assert collected(inbox) == [Event("a", "no line break"), Event("a", "no line break", end=True)]
 
 
-def test_connections_are_streams_and_a_bad_one_ends_alone(inbox):
+def test_connections_are_streams_and_a_bad_one_ends_alone(inbox, monkeypatch):
+    accept, gone = socket.socket.accept, [ConnectionAbortedError()]  # a caller that hung up first
+
+    def accepting(listening):
+        if gone:
+            raise gone.pop()
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accepting)
     words = sources.start("tcp:127.0.0.1:0", inbox, idle_s=0.5)
     address = "127.0.0.1", int(words.rpartition(":")[2])
     found = events(dataset(inbox))

@@ -1,5 +1,6 @@
 """Where lines come from: standard input, a file, the files of a folder, connections."""
 
+import contextlib
 import os
 import select
 import socket
@@ -163,6 +164,7 @@ def _serve(inbox: Inbox, listening: socket.socket, idle_s: float) -> None:
     """Every connection is a stream; what is wrong with one ends that one."""
     streams: dict[socket.socket, Lines] = {}
     last, count = time.monotonic(), 0
+    listening.setblocking(False)
     try:
         while not inbox.closed and not (idle_s and not streams
                                         and time.monotonic() - last > idle_s):
@@ -170,8 +172,10 @@ def _serve(inbox: Inbox, listening: socket.socket, idle_s: float) -> None:
             for ready in select.select(wanted, [], [], _LOOK_S)[0]:
                 last = time.monotonic()
                 if ready is listening:
-                    count += 1
-                    streams[ready.accept()[0]] = Lines(inbox, f"connection {count}")
+                    with contextlib.suppress(OSError):  # who called has gone again
+                        connection = ready.accept()[0]
+                        count += 1
+                        streams[connection] = Lines(inbox, f"connection {count}")
                     continue
                 try:
                     piece = ready.recv(_PIECE)
