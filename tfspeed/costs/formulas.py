@@ -86,6 +86,12 @@ def explain(picture_path: str) -> None:
         raise TfspeedError("The picture cannot be drawn.", picture=picture_path,
                            cause=str(error)[:200]) from error
     console.print("Measured, beside the formulas:", highlight=False)
+    tau = 4 / points["serial"]["bytes_per_s"]
+    console.print(f"  {points['serial']['what']}: τ = {1e12 * tau:.0f} ps", highlight=False,
+                  soft_wrap=True)
+    for point in points["serial"]["points"]:
+        console.print(f"  n={point['n']}: {1e3 * point['seconds']:.3g} ms, formula n²·τ "
+                      f"{1e3 * point['n']**2 * tau:.3g} ms", highlight=False, soft_wrap=True)
     for point in points["processors"]:
         said = (f"  m={point['m']}: {point['speedup']:.2f}x, at most {point['m']}x; Amdahl's s = "
                 f"{_alone(point['speedup'], point['m']):.2f}: {point['what']}")
@@ -113,13 +119,15 @@ def painter(points: dict):
     def paint(figure):
         (serial, processors), (stages, alpha) = figure.subplots(2, 2)
         width = np.geomspace(100, 10_000, 50)
+        tau = 4 / points["serial"]["bytes_per_s"]
         for m in (1, 10):
-            serial.plot(width, each(1, m) * width**2, label=f"m = {m}")
-        serial.scatter([1000, 1000], [1e6, 1e5], color=MUTED, zorder=3, s=18)
-        serial.annotate("10^6 parameters on 10\nprocessors: 10^5 each", (1000, 1e5), (1300, 1.3e4),
-                        fontsize=8, arrowprops={"arrowstyle": "-"})
+            serial.plot(width, 1e3 * each(1, m) * width**2 * tau, label=f"n²·τ/m, m = {m}")
+        _scatter(serial, points["serial"]["points"], "n", lambda p: 1e3 * p["seconds"])
+        serial.annotate("10^6 parameters on 10\nprocessors: 10^5 each", (1000, 1e8 * tau),
+                        (1300, 1.3e7 * tau), fontsize=8,
+                        arrowprops={"arrowstyle": "-"})
         serial.set(xscale="log", yscale="log", xlabel="width n of a layer",
-                   ylabel="parameters of a processor", title="1, 2: n² and n²/m")
+                   ylabel="milliseconds a token", title="1, 2: n²·τ and n²·τ/m")
         count = np.arange(1, 17)
         for s in (0.0, 0.05, 0.25):
             processors.plot(count, amdahl(s, count), label=f"Amdahl, s = {s:g}")
@@ -142,6 +150,6 @@ def painter(points: dict):
     return paint
 
 
-def _scatter(axis, points: list[dict], key: str) -> None:
-    axis.scatter([p[key] for p in points], [p["speedup"] for p in points], color=MUTED,
+def _scatter(axis, points: list[dict], key: str, value=lambda p: p["speedup"]) -> None:
+    axis.scatter([p[key] for p in points], [value(p) for p in points], color=MUTED,
                  zorder=3, s=22, label="measured")
