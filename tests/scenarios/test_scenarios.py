@@ -15,6 +15,7 @@ from tfspeed import peers
 from tfspeed.audio import clips
 from tfspeed.audio.partials import Partial
 from tfspeed.audio.transcriber import Options, Transcriber
+from tfspeed.compression import calibration
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.progress import Progress
@@ -94,6 +95,26 @@ def test_strategies_calibrate_on_sounds(tmp_path):
     assert job.calibration_sounds("a_text.txt") == job.calibration_sounds(None) == []
     with pytest.raises(TfspeedError, match="text for this model"):
         job.heard(tiny("t5"), paths)
+
+
+@pytest.mark.slow
+def test_what_is_said_is_read_for_calibration(tmp_path):
+    save_ctranslate2(tiny("whisper", source_length=60), tmp_path / "tiny")
+    model = load(tmp_path / "tiny")
+    model.heard = np.random.default_rng(0).normal(size=(2, 120, 8)).astype(np.float32)
+    model.said = said = job.said(model, "auto")
+    assert said.shape == (2, 32)
+    assert said[0, :4].tolist() == [56, 57, 60, 62]
+    windows = calibration.tokens(model, "w1 w2 w3 w4 " * 40)
+    np.testing.assert_array_equal(windows[:2], said)
+    assert len(windows) > 2
+    # It is read after its own sound, whatever came before.
+    model.said = np.asarray([[1, 2, 3, 4], [1, 2, 5, 6]], np.int32)
+    text = np.asarray([[1, 2, 5], [1, 2, 3]], np.int32)
+    want = model.given(model.encode(model.heard[[1, 0]])).score(text)
+    for _ in range(2):
+        np.testing.assert_allclose(model.score(text), want, atol=1e-5)
+        model.default_source(1)
 
 
 def test_translations(made):

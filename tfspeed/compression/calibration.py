@@ -61,7 +61,10 @@ def tokens(model: LanguageModel, data: str | None = None, windows: int = 24,
         raise TfspeedError("The calibration text is too short.", tokens=len(ids), needed=length,
                            hint="Give a longer --calibration.")
     chosen = np.linspace(0, available - 1, min(windows, available)).astype(int)
-    return ids[:available * length].reshape(available, length)[chosen]
+    found = ids[:available * length].reshape(available, length)[chosen]
+    # Of a speech model also what is said: other texts ask nothing of what it hears.
+    said = getattr(model, "said", None)
+    return found if said is None else np.concatenate([said[:, :length], found])
 
 
 def stream(model: LanguageModel, targets: Sequence[Target], tokens: np.ndarray,

@@ -24,6 +24,7 @@ class EncoderDecoderModel(LanguageModel):
         suppressed, suppressed_first: see the config; `score` knows nothing of them.
         heard: sources that take turns where none is given, for strategies that calibrate; None: an
             empty one.
+        said: what each of them says, int32 `[sources, length]`: such a text is read after its own.
     """
 
     reads_source = True
@@ -37,6 +38,7 @@ class EncoderDecoderModel(LanguageModel):
             self.notes.append(_NOTE)
         self.suppressed, self.suppressed_first = c.suppressed, c.suppressed_first
         self.heard: np.ndarray | None = None
+        self.said: np.ndarray | None = None
         self._turn = 0
         self._encoded = None
 
@@ -128,7 +130,12 @@ class EncoderDecoderModel(LanguageModel):
     def _source_of(self, tokens):
         if self._encoded is not None:
             return self._encoded
-        return self.encode(tf.convert_to_tensor(self.default_source(tokens.shape[0])))
+        source = tf.convert_to_tensor(self.default_source(tokens.shape[0]))
+        if self.said is not None and tokens.shape[1] <= self.said.shape[1]:
+            same = tf.reduce_all(tokens[:, None] == self.said[None, :, :tokens.shape[1]], -1)
+            own = tf.gather(self.heard, tf.argmax(tf.cast(same, tf.int32), -1))
+            source = tf.where(tf.reduce_any(same, -1)[:, None, None], own, source)
+        return self.encode(source)
 
     def _without(self, logits, ids):
         if not ids:

@@ -9,6 +9,7 @@ import numpy as np
 from tfspeed import cli, engines
 from tfspeed.audio import clips
 from tfspeed.audio.log_mel import HOP, RATE, log_mel
+from tfspeed.audio.transcriber import AUTO
 from tfspeed.audio.wav import Wav
 from tfspeed.devices import set_threads
 from tfspeed.engines.base import Engine
@@ -18,6 +19,9 @@ from tfspeed.measure import report
 from tfspeed.measure.environment import environment
 from tfspeed.measure.progress import Progress
 from tfspeed.models.load import load
+from tfspeed.models.whisper_tokens import WhisperTokens
+
+_WINDOW = 256  # tokens of one for calibration
 
 
 def prepared(flags, bar: Progress) -> tuple[Engine, dict]:
@@ -34,9 +38,10 @@ def prepared(flags, bar: Progress) -> tuple[Engine, dict]:
             model = load(flags.model)
             if sounds:
                 model.heard = heard(model, sounds)
+                model.said = said(model, flags.language)
             model = strategy.apply(model, data)
             if sounds:
-                model.heard = None
+                model.heard = model.said = None
         loaded = time.perf_counter()
         engine = engines.create(flags.engine, model)
     for line in strategy.report():
@@ -66,6 +71,20 @@ def heard(model, paths: list[Path]) -> np.ndarray:
             some = itertools.islice(wav.blocks(), config.source_frames * HOP // RATE + 1)
             windows.append(np.concatenate([np.zeros(0, np.float32), *some]))
     return np.asarray(log_mel(windows, config.source_frames, config.mels))
+
+
+def said(model, language: str) -> np.ndarray:
+    """What the model itself hears in each of its `heard`, again and again: int32 `[sources, length
+    of a window]`."""
+    engine, tokens = engines.create("graph", model), WhisperTokens.of(model.tokenizer)
+    prompt = tokens.prompt("en" if language == AUTO else language, "transcribe")
+    length = min(_WINDOW, model.context_length)
+    texts = []
+    for source in model.heard:
+        made = engine.generate([prompt], length - len(prompt), stop_tokens=[tokens.end],
+                               encoded=engine.encode(source[None]))
+        texts.append(np.resize([*prompt, *(int(row[0]) for row in made)], length))
+    return np.asarray(texts, np.int32)
 
 
 def write(flags, rows: list[dict], bar: Progress) -> None:
