@@ -1,11 +1,14 @@
 """`--strategy=auto`: the planner's best point, measured beside the baseline before it counts."""
 
+import gc
+
 from tfspeed import gate
 from tfspeed.costs import calibration, planner, shapes
 from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality, qualities
 from tfspeed.errors import TfspeedError
+from tfspeed.memory import give_back
 from tfspeed.models.load import load
 
 NAME = "auto"
@@ -28,6 +31,9 @@ def choose(flags, workload, threads: int) -> str:
     point = best(shapes.of(model), predictor, model.name, threads,
                  Load(fitted.batch, fitted.prompt_tokens, fitted.new_tokens),
                  flags.max_perplexity_increase)
+    del model
+    gc.collect()
+    give_back()  # each row loads its own, and what lies here would count as theirs
     flags.strategy, flags.engine = point.quality.strategy, point.quality.engine
     for name, value in point.quality.options:
         flags[name].value = value
