@@ -1,8 +1,8 @@
 """What a SavedModel of an encoder–decoder has beside a decoder's signatures: see `saved_model`.
 
 `encode(frames)`, of log-mel frames `[batch, frames, mels]`, or `encode(source)`, of tokens padded
-on the right with -1, gives `cross_k_0`, `cross_v_0`, … and `source_bias`. These go into `prefill` and
-`decode` by the same names, beside the state, and are not given back. What a model never says
+on the right with -1, gives `cross_k_0`, `cross_v_0`, … and `source_bias`. These go into `prefill`
+and `decode` by the same names, beside the state, and are not given back. What a model never says
 (Whisper's own special tokens) has no chance in their logits. `serving_default` takes a source and
 tokens. `assets.extra/tfspeed.json` says how to begin, and how to end.
 """
