@@ -80,11 +80,16 @@ def test_sentences_follow_the_numbers():
     told = findings.findings([row("gru", (100.0, 20.0)), row("transformer", (50.0, 51.0), 4.0)])
     assert told[0] == (
         "Training, tokens/s, from length 32 to 512: gru 100 → 20 (0.20x), transformer 50 → 51 "
-        "(the same). First (within 5 %): gru at length 32, transformer at length 512.")
+        "(the same). First (within 5 %, or what runs differ by): gru at length 32, transformer at "
+        "length 512.")
     assert "gru 100.0 kB → 20.0 kB" in told[2]
     assert told[4].index("transformer") < told[4].index("gru")
     other = findings.findings([row("gru", (100.0, 100.0)), row("transformer", (99.0, 10.0))])
-    assert "First (within 5 %): gru and transformer at context 64, gru at context 4096." in other[1]
+    assert "differ by): gru and transformer at context 64, gru at context 4096." in other[1]
+    noisy = row("transformer", (99.0, 80.0))
+    for entry, samples in ((noisy, [1.0, 2.0]), (fast := row("gru", (100.0, 100.0)), [0.9, 1.5])):
+        entry["decode"][1]["tpot_s"] = {"samples": samples}
+    assert "gru and transformer at context 64 to 4096." in findings.findings([fast, noisy])[1]
 
 
 def test_what_was_cut_off_is_still_shown():

@@ -1,6 +1,8 @@
 """What the figures of a run say, in sentences: each is made of its numbers alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from tfspeed.measure import metrics
 
 _SAME = 1.05  # a lead of less is none, and what changes by less stays
 
@@ -8,38 +10,46 @@ _SAME = 1.05  # a lead of less is none, and what changes by less stays
 def findings(rows: Sequence[dict]) -> list[str]:
     """One sentence or two on training, decoding, reading a prompt, and quality."""
     told = [
-        _over(rows, "Training, tokens/s", "training", "length", lambda e: e["tokens_per_s"]),
-        _over(rows, "Decoding, tokens/s", "decode", "context",
-              lambda e: e["decode_tokens_per_s"]),
+        _over(rows, "Training, tokens/s", "training", "length", "tokens_per_s", "step_s"),
+        _over(rows, "Decoding, tokens/s", "decode", "context", "decode_tokens_per_s", "tpot_s"),
         _states(rows),
-        _over(rows, "Reading a prompt, tokens/s", "decode", "context",
-              lambda e: e["prefill_tokens_per_s"]),
+        _over(rows, "Reading a prompt, tokens/s", "decode", "context", "prefill_tokens_per_s",
+              "ttft_s"),
         _quality(rows)]
     return [sentence for sentence in told if sentence]
 
 
-def leaders(rows: Sequence[dict], part: str, key: str, value: Callable) -> list[tuple[int, str]]:
-    """Who is first at each size, `(size, names)`: all that are less than 5 % behind."""
+def leaders(rows: Sequence[dict], part: str, key: str, value: str, time: str,
+            ) -> list[tuple[int, str]]:
+    """Who is first at each size, `(size, names)`: all that are less than 5 % behind, or by no more
+    than repeated runs differ (95 %)."""
     found = []
     for i, entry in enumerate(rows[0].get(part, ())):
-        best = max(value(row[part][i]) for row in rows)
-        found.append((entry[key], " and ".join(row["model"] for row in rows
-                                               if _SAME * value(row[part][i]) > best)))
+        best = max((row[part][i] for row in rows), key=lambda e: e[value])
+        found.append((entry[key], " and ".join(
+            row["model"] for row in rows if _SAME * row[part][i][value] > best[value]
+            or _alike(row[part][i][time]["samples"], best[time]["samples"]))))
     return found
 
 
-def _over(rows, what: str, part: str, key: str, value: Callable) -> str:
+def _alike(slower: Sequence[float], faster: Sequence[float]) -> bool:
+    low = metrics.speedup(slower, faster).get("low")
+    return low is not None and low <= 1
+
+
+def _over(rows, what: str, part: str, key: str, value: str, time: str) -> str:
     entries = rows[0].get(part)
     if not entries:
         return ""
     first, last = entries[0][key], entries[-1][key]
     each = []
     for row in rows:
-        begin, end = (value(row[part][i]) for i in (0, -1))
+        begin, end = (row[part][i][value] for i in (0, -1))
         each.append(f"{row['model']} {begin:,.0f}" if first == last else
                     f"{row['model']} {begin:,.0f} → {end:,.0f} ({_change(end / begin)})")
     span = f"at {key} {first}" if first == last else f"from {key} {first} to {last}"
-    return f"{what}, {span}: {', '.join(each)}. {_first(leaders(rows, part, key, value), key)}"
+    return f"{what}, {span}: {', '.join(each)}. " + _first(
+        leaders(rows, part, key, value, time), key)
 
 
 def _change(ratio: float) -> str:
@@ -59,7 +69,8 @@ def _first(places: list[tuple[int, str]], key: str) -> str:
         sizes = f"{key} {low}" if low == high else f"{key} {low} to {high}"
         return f"{name} at {sizes}"
 
-    return f"First (within 5 %): {', '.join(told(*span) for span in spans)}."
+    return ("First (within 5 %, or what runs differ by): "
+            f"{', '.join(told(*span) for span in spans)}.")
 
 
 def _states(rows) -> str:
