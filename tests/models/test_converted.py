@@ -92,7 +92,7 @@ def test_litert_reads_a_packed_embedding_of_a_recurrent_model():
     model = packed(tiny_recurrent("lstm"), 8)
     made = create("litert", model)
     assert made._packed.embedding.type == "INT8"
-    assert made._packed.head is made._packed.embedding
+    assert made._packed.head.weight is made._packed.embedding
     assert len(list(made.generate([[1, 2, 3]], 4))) == 4
 
 
