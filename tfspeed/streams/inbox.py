@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -119,8 +119,16 @@ def dataset(inbox: Inbox) -> tf.data.Dataset:
         output_signature=(text, text, flag, text))
 
 
-def events(pipeline: tf.data.Dataset) -> Iterator[Event]:
-    """What a pipeline of `dataset` gives, without the empty ones."""
+def events(pipeline: tf.data.Dataset,
+           interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """What a pipeline of `dataset` gives, without the empty ones.
+
+    Args:
+        interrupted: whether Ctrl-C was pressed, see `deferred_interrupt`: raised between events,
+            for TensorFlow's iterator lost one KeyboardInterrupt in thirty.
+    """
     for stream, text, end, error in pipeline.as_numpy_iterator():
+        if interrupted():
+            raise KeyboardInterrupt
         if stream:
             yield Event(stream.decode(), text.decode(), bool(end), error.decode())

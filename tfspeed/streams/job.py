@@ -5,6 +5,7 @@ import sys
 
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
+from tfspeed.interrupt import deferred_interrupt
 from tfspeed.measure.progress import Progress
 from tfspeed.serving import job as serving
 from tfspeed.streams import sources
@@ -31,9 +32,10 @@ def run(flags) -> int | None:
         bar.say(f"{worker.backend.model.name} on {worker.backend.name} reads {words}. Ctrl-C stops "
                 "it.")
         made = Partials(worker, flags.new_tokens, sampling, inbox.drop)
-        for partial in made.results(events(dataset(inbox))):
-            failed |= bool(partial.error)
-            show(partial, flags.json)
+        with deferred_interrupt() as interrupted:
+            for partial in made.results(events(dataset(inbox), interrupted)):
+                failed |= bool(partial.error)
+                show(partial, flags.json)
     finally:
         inbox.close()
         if worker is not None:

@@ -13,11 +13,11 @@ from tfspeed.compression import copying
 from tfspeed.devices import per_replica
 from tfspeed.digest import digest
 from tfspeed.errors import TfspeedError
+from tfspeed.interrupt import deferred_interrupt
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
 from tfspeed.training.adam import Adam
 from tfspeed.training.checkpoint import Checkpoint
-from tfspeed.training.interrupt import deferred_interrupt
 from tfspeed.training.learning import every, small
 from tfspeed.training.lora import Adapted
 from tfspeed.training.loss import loss

@@ -1,4 +1,4 @@
-"""Ctrl-C between steps, so that no step is left half done."""
+"""Ctrl-C between steps: no step is left half done, and none of TensorFlow's C code swallows it."""
 
 import contextlib
 import signal
