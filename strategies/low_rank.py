@@ -77,7 +77,8 @@ class LowRank(Strategy):
     def _spectra(self, copy, found, tokens) -> dict[str, Spectrum]:
         """By name; layers whose inputs are not seen have none."""
         spectra = {}
-        costs = {} if tokens is None else fisher.output_costs(copy, found, tokens[:_WINDOWS])
+        costs = {} if tokens is None else fisher.output_costs(
+            copy, found, tokens[::-(-len(tokens) // _WINDOWS)])
 
         def survey(group):
             for o in group:
