@@ -24,7 +24,15 @@ import keras
 
 from strategies.base import Strategy, option
 from tfspeed import gate
-from tfspeed.compression import calibration, copying, fisher, low_rank, replacing, targets
+from tfspeed.compression import (
+    block_reader,
+    calibration,
+    copying,
+    fisher,
+    low_rank,
+    replacing,
+    targets,
+)
 from tfspeed.compression.hessian import relative_error
 from tfspeed.compression.low_rank import Spectrum
 from tfspeed.errors import TfspeedError
@@ -78,7 +86,7 @@ class LowRank(Strategy):
         """By name; layers whose inputs are not seen have none."""
         spectra = {}
         costs = {} if tokens is None else fisher.output_costs(
-            copy, found, tokens[::-(-len(tokens) // _WINDOWS)])
+            copy, found, block_reader.spread(tokens, _WINDOWS))
 
         def survey(group):
             for o in group:

@@ -121,7 +121,7 @@ def supervise(flags) -> int:
 
 
 def _check_reachable(own: str, bind: str) -> None:
-    host = own.rpartition(":")[0]
+    host = addresses.host_of(own)
     if bind == addresses.LOOPBACK and host not in (bind, "localhost"):
         raise TfspeedError(
             "Workers listen on 127.0.0.1 only, where those of other hosts cannot reach them.",

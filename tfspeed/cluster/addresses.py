@@ -40,12 +40,12 @@ class Cluster:
 
     @property
     def machines(self) -> int:
-        return len({_host(address) for address in self.addresses})
+        return len({host_of(address) for address in self.addresses})
 
     @property
     def neighbours(self) -> int:
         """The workers on the machine of this one, itself among them."""
-        return sum(_host(address) == _host(self.addresses[self.index])
+        return sum(host_of(address) == host_of(self.addresses[self.index])
                    for address in self.addresses)
 
     def named(self, index: int) -> str:
@@ -78,7 +78,7 @@ def from_hosts(hosts: str, index: int) -> Cluster:
     return Cluster(tuple(part.strip() for part in hosts.split(",") if part.strip()), index)
 
 
-def _host(address: str) -> str:
+def host_of(address: str) -> str:
     return address.rpartition(":")[0]
 
 

@@ -10,7 +10,12 @@ from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Block, Decoder
 
 CHUNK = 2  # windows that go through a block at a time: its activations are several times theirs
-_ROWS = 64  # tokens whose logits are held at a time, beside the reference's
+ROWS = 64  # tokens whose logits are held at a time
+
+
+def spread(tokens: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the windows of a text, evenly spread over it."""
+    return tokens[::-(-len(tokens) // most)]
 
 
 class Reader:
@@ -80,8 +85,8 @@ class Reader:
             if i not in without:
                 x = self.through(i, x)
         rows = _rows(self.decoder.final_norm(x))
-        for at in range(0, len(rows), _ROWS):
-            logits = self.decoder.logits(rows[None, at:at + _ROWS])
+        for at in range(0, len(rows), ROWS):
+            logits = self.decoder.logits(rows[None, at:at + ROWS])
             yield np.asarray(tf.nn.log_softmax(logits[0]), np.float32)
 
 

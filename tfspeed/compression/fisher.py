@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfspeed.compression.block_reader import Reader
+from tfspeed.compression.block_reader import ROWS, Reader
 from tfspeed.compression.targets import Target
 from tfspeed.memory import give_back
 from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.language_model import LanguageModel
-
-_ROWS = 64  # tokens whose logits are held at a time
 
 
 def output_costs(model: LanguageModel, targets: Sequence[Target], tokens: np.ndarray,
@@ -53,8 +51,8 @@ def _by_block(decoder, targets, window, seed) -> dict[str, np.ndarray]:
     for i in range(len(decoder.blocks)):
         read.append(reader.through(i, read[-1]))
     found, back = {}, []
-    for at in range(0, window.shape[1], _ROWS):
-        rows = tf.constant(read[-1][:, at:at + _ROWS])
+    for at in range(0, window.shape[1], ROWS):
+        rows = tf.constant(read[-1][:, at:at + ROWS])
         (gradient,), squares = _gradients(targets, lambda rows=rows, at=at: _loss(
             decoder.logits(decoder.final_norm(rows)), (seed[0], seed[1] + (at << 16))), [rows])
         back.append(gradient)

@@ -15,6 +15,7 @@ from tfspeed.compression.block_reader import (
     Reader,
     layers_of,
     matrix_of,
+    spread,
 )
 from tfspeed.compression.structured import cheapest, columns_of, refitted, removal
 from tfspeed.models.config import DecoderConfig
@@ -66,9 +67,8 @@ class Survey:
     """
 
     def __init__(self, decoder: Decoder, tokens: np.ndarray):
-        tokens = tokens[::-(-len(tokens) // _WINDOWS)]
         self.decoder, self.curves, self.sizes = decoder, {}, {}
-        self.reader = Reader(decoder, tokens)
+        self.reader = Reader(decoder, spread(tokens, _WINDOWS))
         self._trial = self.reader.x[:_TRIAL_WINDOWS]
         self.reference = self.reader.log_p(self._trial, 0)
 

@@ -95,7 +95,7 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
     if kind == "xla":
         widest = max((m.outputs for layer in shape.layers for m in layer), default=0)
         activations += scores + 4 * rows * widest
-    base, layer = _FUNCTIONS.get(kind, (0, 0))
+    base, layer = _FUNCTIONS[kind]
     return Memory(variables, 0, 2 * cache, activations, base + layer * len(shape.layers))
 
 
@@ -111,9 +111,7 @@ def _litert(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
     del itemsize  # its caches are float32
     once, floats, integers = _LITERT
     times = 1 + (integers if any(m.bits <= 8 for m in stored.matrices) else floats)
-    slots = _SMALLEST_CACHE
-    while slots < prompt + new_tokens:
-        slots *= 2
+    slots = _slots(prompt + new_tokens)
     cache = 4 * batch * slots * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     return Memory(variable_bytes(shape), times * stored.step_weight_bytes, cache,
                   4 * batch * shape.vocabulary, functions=once)
@@ -159,13 +157,18 @@ def variable_bytes(shape: Shape) -> int:
 
 def fused_cache_bytes(shape: Shape, batch: int, tokens: int, itemsize: int) -> int:
     """Of the cache that so many tokens a row end in."""
-    slots = _SMALLEST_CACHE
-    while slots < tokens:
-        slots *= 2
     # All layers have as many heads as the one with the most.
     heads = max(a.kv_heads for a in shape.attention)
     dim = up_to(shape.attention[0].dim, 16)
-    return len(shape.attention) * 2 * batch * heads * slots * dim * itemsize
+    return len(shape.attention) * 2 * batch * heads * _slots(tokens) * dim * itemsize
+
+
+def _slots(tokens: int) -> int:
+    """Of a cache that doubles until it holds so many tokens."""
+    slots = _SMALLEST_CACHE
+    while slots < tokens:
+        slots *= 2
+    return slots
 
 
 def _fused_scratch(shape: Shape, batch: int, prompt: int) -> int:

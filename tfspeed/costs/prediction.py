@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from statistics import fmean
 
 import numpy as np
 
@@ -52,14 +53,10 @@ def _falling(values: list[float]) -> list[float]:
     pools: list[list[float]] = []
     for value in values:
         pools.append([value])
-        while len(pools) > 1 and _mean(pools[-2]) < _mean(pools[-1]):
+        while len(pools) > 1 and fmean(pools[-2]) < fmean(pools[-1]):
             last = pools.pop()
             pools[-1] += last
-    return [_mean(pool) for pool in pools for _ in pool]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return [fmean(pool) for pool in pools for _ in pool]
 
 
 class Predictor:

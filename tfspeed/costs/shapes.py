@@ -16,9 +16,8 @@ from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.low_rank import LowRankDense
 from tfspeed.models.packed import Packed
-from tfspeed.models.recurrent import Recurrent
+from tfspeed.models.recurrent import GATES, Recurrent, layer_dims
 
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices side by side in a cell
 _ITEM_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
@@ -147,7 +146,7 @@ def decoder(config: DecoderConfig, name: str = "", bits: int = 32, density: floa
 def recurrent(sizes: dict, name: str = "", bits: int = 32) -> Shape:
     """Of a `Recurrent` of these sizes."""
     gates, vocabulary = GATES[sizes["cell"]], sizes["vocabulary_size"]
-    dims = sizes.get("layer_dims") or [sizes["hidden_dim"]] * sizes["num_layers"]
+    dims = layer_dims(sizes)
     inputs = [sizes.get("embedding_dim") or dims[0], *dims]
     tied = sizes.get("tied_embeddings", True)
     layers = tuple((Matrix(f"{sizes['cell']}_{i}/input", inputs[i], gates * dim, bits=bits),

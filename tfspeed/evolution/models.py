@@ -10,7 +10,7 @@ from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.decoder_model import DecoderModel
 from tfspeed.models.language_model import LanguageModel
-from tfspeed.models.recurrent import Recurrent, RecurrentModel
+from tfspeed.models.recurrent import GATES, Recurrent, RecurrentModel
 
 KINDS = ("rnn", "lstm", "gru", "transformer")
 VOCABULARY = 256  # bytes: no tokenizer, and nearly all weights are in the layers
@@ -32,7 +32,7 @@ def recurrent_parameters(cell: str, hidden: int, layers: int) -> int:
 
 def hidden_dim(cell: str, parameters: int, layers: int) -> int:
     """The width whose count of weights is nearest to `parameters`."""
-    gates = shapes.GATES[cell]
+    gates = GATES[cell]
     a, b = 2 * layers * gates, VOCABULARY + layers * gates
     guess = int((math.sqrt(b * b + 4 * a * parameters) - b) / (2 * a))
     return min(range(max(1, guess - 2), guess + 3),

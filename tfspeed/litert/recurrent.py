@@ -17,7 +17,7 @@ from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.pack import Product, dense_product
 from tfspeed.litert.weights import Weight
 from tfspeed.models.packed import PackedEmbedding
-from tfspeed.models.recurrent import CELLS, Recurrent
+from tfspeed.models.recurrent import CELLS, GATES, Recurrent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,5 +151,5 @@ class RecurrentLowering:
         return [g.add(new, g.mul(keep, g.sub(state[0], new)))]
 
     def _gate(self, x, index: int):
-        hidden = x.shape[-1] // {"lstm": 4, "gru": 3}[self.cell]
+        hidden = x.shape[-1] // GATES[self.cell]
         return self.graph.slice(x, -1, index * hidden, hidden)

@@ -14,6 +14,12 @@ from tfspeed.models.conversion import ConvertibleModel
 from tfspeed.models.language_model import LanguageModel, variable_bytes
 
 CELLS = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # matrices side by side in a cell
+
+
+def layer_dims(sizes: dict) -> list[int]:
+    """The width of each layer of a `Recurrent` of these sizes."""
+    return sizes.get("layer_dims") or [sizes["hidden_dim"]] * sizes["num_layers"]
 
 
 @keras.saving.register_keras_serializable("tfspeed")
@@ -59,7 +65,7 @@ class Recurrent(ConvertibleModel, keras.Model):
 
     @property
     def layer_dims(self) -> list[int]:
-        return self.sizes["layer_dims"] or [self.sizes["hidden_dim"]] * self.sizes["num_layers"]
+        return layer_dims(self.sizes)
 
     def forward(self, tokens, mask, states):
         """Returns hidden states `[batch, length, hidden]` and the new states; a token whose
