@@ -2,13 +2,14 @@
 
 What changes: variables are made by MultiWorkerMirroredStrategy, over the cluster of TF_CONFIG (the
 chief's values go to all); the rows of a batch are split over the workers, each generates its own
-with its own engine, whichever that is, and the chief gathers the tokens in order. Training
+with its own engine, whichever that is, and the chief gathers the tokens in order. An
+encoder–decoder's sources go with their rows: each worker encodes its own. Training
 (`multi_worker+distill`) adds up gradients over all workers.
 Why it is faster: workers work at once. W workers with cores and memory of their own give up to W
 times the output tokens per second of a batch.
 When it is not: one request uses one worker. Workers of one machine share its memory bus.
 What it costs: memory for a copy of the weights on each worker; a few milliseconds for every
-gathering. When a worker dies all are started again (`--restarts`).
+gathering, and sources (a megabyte a window of sound) over the network. When a worker dies all are started again (`--restarts`).
 Exact: yes, the same tokens as on one device.
 Source: https://www.tensorflow.org/guide/distributed_training#multiworkermirroredstrategy
 """
@@ -66,11 +67,6 @@ class MultiWorker(Strategy):
         return self.member.strategy.scope()
 
     def apply(self, model, data=None):
-        if model.reads_source:
-            raise TfspeedError("multi_worker hands out texts, and what an encoder made of a source "
-                               "stays in its process.", model=model.name,
-                               hint="Leave multi_worker out; recordings can be shared out over "
-                                    "several calls of scripts/scenario.py.")
         model = copy.copy(model)
         model.placement = Workers(self.member, self.options.chunk)
         return model

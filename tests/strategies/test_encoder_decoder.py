@@ -10,9 +10,9 @@ from tfspeed.errors import TfspeedError
 
 PROMPTS = [[5, 9, 2], [7]]
 SLOW = pytest.mark.slow
-EXACT = ["baseline", "mirrored"]
+EXACT = ["baseline", "mirrored", "multi_worker"]
 WORKS = ["bfloat16", "cluster", "float16", "keras_quantize", "low_rank", "prune", "quantize"]
-REFUSED = {"dataflow": "decoder", "distill": "", "multi_worker": "", "prune_structured": "",
+REFUSED = {"dataflow": "decoder", "distill": "", "prune_structured": "",
            "speculative": "", "tensor_parallel": ""}
 
 
@@ -33,7 +33,8 @@ def test_all_are_told_of():
     assert {*EXACT, *WORKS, *REFUSED} == set(strategies.STRATEGIES)
 
 
-@pytest.mark.parametrize("name", ["baseline", pytest.param("mirrored", marks=SLOW)])
+@pytest.mark.parametrize("name", ["baseline", *(pytest.param(n, marks=SLOW) for n in EXACT
+                                                if n != "baseline")])
 def test_exact_ones_give_the_same_tokens(name):
     np.testing.assert_array_equal(tokens(applied(name)[1]), tokens(tiny("whisper")))
 

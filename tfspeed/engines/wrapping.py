@@ -22,6 +22,10 @@ class Wrapping(Engine):
         self.inner.traces = value
 
     @property
+    def takes_source(self):
+        return self.inner.takes_source
+
+    @property
     def weights_bytes(self):
         return self.inner.weights_bytes
 
@@ -36,8 +40,11 @@ class Wrapping(Engine):
     def step_bytes(self, batch, context):
         return self.inner.step_bytes(batch, context)
 
-    def score(self, tokens):
-        return self.inner.score(tokens)
+    def encode(self, source):
+        return self.inner.encode(source)
+
+    def score(self, tokens, encoded=None):
+        return self.inner.score(tokens, **given(encoded))
 
     def profile(self, prompts):
         return self.inner.profile(prompts)
@@ -47,3 +54,8 @@ class Wrapping(Engine):
 
     def counted(self):
         return self.inner.counted()
+
+
+def given(encoded) -> dict:
+    """What a call is told of a source: engines that read none know no such argument."""
+    return {} if encoded is None else {"encoded": encoded}
