@@ -1,10 +1,10 @@
 """Measures this machine in a minute, so that times can be predicted; or checks the predictions.
 
     python scripts/calibrate.py                    calibrates; the file is kept in the cache folder
-    python scripts/calibrate.py --check            predicts and measures 72 other configurations
+    python scripts/calibrate.py --check            predicts and measures 84 other configurations
     python scripts/calibrate.py --check_choice     measures a grid of 42 configurations, and what
                                                    the planner would have chosen of it
-    python scripts/calibrate.py --engines=fused    leaves out the compiled engines: a third of it
+    python scripts/calibrate.py --engines=fused    leaves out the others: two thirds of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
 engine: see tfspeed/costs. Nothing else should run meanwhile. A calibration is of a machine, its
@@ -23,7 +23,7 @@ from tfspeed import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("threads", None, "numbers of threads; default: 1 and all cores")
-flags.DEFINE_string("engines", "fused,graph,xla", "engines, joined by commas")
+flags.DEFINE_string("engines", "fused,litert,graph,xla", "engines, joined by commas")
 flags.DEFINE_bool("check", False, "predict and measure configurations that no calibration reads")
 flags.DEFINE_bool("check_choice", False,
                   "measure a whole grid beside what the planner chooses of it")

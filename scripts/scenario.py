@@ -6,6 +6,7 @@
     arecord -f S16_LE -r 16000 | python scripts/scenario.py --scenario=speech --audio=stdin
     python scripts/scenario.py --scenario=translation --audio=clips/ --language=de
     python scripts/scenario.py --scenario=translation --pairs=de.po --model=my_t5
+    python scripts/scenario.py --scenario=speech --audio=clips/ --strategy=multi_worker --workers=2
 
 Texts go to standard output, the row into --output. Exit codes: 0; 2 for a mistake in the flags or
 files; 130 after Ctrl-C.
@@ -28,6 +29,7 @@ flags.DEFINE_string("engine", "litert:int8", "how a step is executed, see script
 flags.DEFINE_integer("threads", 0, "threads an operator may use; 0: all cores", **_SHARED)
 flags.DEFINE_string("output", "results.json", "where the row is written", **_SHARED)
 cli.define_model_flags()
+cli.define_worker_flags()
 for name in SCENARIOS:
     module_of(name).define_flags(_SHARED)
 

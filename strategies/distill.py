@@ -35,8 +35,10 @@ from tfspeed import gate
 from tfspeed.compression import copying, targets
 from tfspeed.compression.tfmot_qat import Rounded, fake_quantized
 from tfspeed.errors import TfspeedError
+from tfspeed.litert.weights import BLOCKS, fitting
 from tfspeed.training import TrainOptions, text, train
 from tfspeed.training.learning import every
+from tfspeed.training.sources import Sources, sources
 
 _SPARSE = 0.01  # a matrix with a larger share of zeros was pruned
 
@@ -76,8 +78,8 @@ class Distill(Strategy):
             raise TfspeedError("distill_length must be at least 2.", distill_length=o.length)
         if not 0 <= o.seed < 2**31:
             raise TfspeedError("distill_seed must lie in [0, 2**31).", distill_seed=o.seed)
-        if o.bits not in (0, 4, 8) or o.group < 0:
-            raise TfspeedError("distill_bits must be 0, 4 or 8, and distill_group 0 or more.",
+        if o.bits not in (0, 4, 8) or o.group not in BLOCKS:
+            raise TfspeedError("distill_bits must be 0, 4 or 8, distill_group 0, 32, 64 or 128.",
                                distill_bits=o.bits, distill_group=o.group)
         if o.bits and o.trainable == "lora":
             raise TfspeedError("Adapters leave the matrices as they are: none learns to be "
@@ -92,26 +94,35 @@ class Distill(Strategy):
         return gate.INT8  # what it follows says its own
 
     def apply(self, model, data=None):
-        if model.reads_source:
-            raise TfspeedError("distill trains on text alone, and this model reads a source too.",
-                               model=model.name, hint="Leave distill out.")
         student, teacher = copying.copied(model), self._teacher(model)
         o = self.options
-        if o.data == "self":
-            windows = text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint)
-        else:
-            windows = text.windows(model, data, o.tokens, o.length)
+        windows, after = self._read(model, teacher, data)
         masks = _masks(student)
         if masks and o.trainable == "lora":
             raise TfspeedError("Merged adapters would fill the zeros of a pruned model.",
                                distill_trainable=o.trainable, hint="Use distill_trainable=full.")
         with _rounded(student.keras_model, o.bits, o.group) as rounded:
             result = train(student, teacher, windows, self._training,
-                           (lambda step: _hold(masks)) if masks else None)
+                           (lambda step: _hold(masks)) if masks else None, after)
             for matrix in rounded:
                 matrix.settle()
         self._tell(student, windows, result, len(masks))
+        if after is not None:
+            self._lines.append(f"Each window was read after one of {len(after.distinct)} sources; "
+                               "the encoder learned as well.")
         return student
+
+    def _read(self, model, teacher, data) -> tuple[np.ndarray, Sources | None]:
+        """Windows of text, and what they come after."""
+        o = self.options
+        if o.data == "self" and not model.reads_source:
+            return text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint), None
+        windows = text.windows(model, data, o.tokens, o.length)
+        after = sources(model, windows)
+        if o.data == "self":
+            windows = text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint, after)
+            after = after.spread(len(windows))
+        return windows, after
 
     def _teacher(self, model):
         if self.options.teacher:
@@ -159,11 +170,15 @@ class Distill(Strategy):
 def _rounded(keras_model, bits: int, group: int) -> Iterator[list[Rounded]]:
     """While entered, matrices are read as `quantize` will round them; as they are for 0 bits."""
     found = targets.find(keras_model) if bits else []
-    tables = [t for t in found if t.name in ("embedding", "head")]
-    others = [t for t in found if t not in tables]
-    with fake_quantized(keras_model, 8, tables) as first, fake_quantized(
-            keras_model, bits or 8, others, group if bits == 4 else 0) as second:
-        yield first + second
+    forms: dict[tuple[int, int], list] = {}
+    for target in found:
+        width = 8 if target.name in ("embedding", "head") else bits
+        # As `quantize` does where groups do not divide the rows: a convolution's are 3 · inputs.
+        block = fitting(group, target.shape[1]) if width == 4 else 0
+        forms.setdefault((width, block), []).append(target)
+    with contextlib.ExitStack() as stack:
+        yield [rounded for (width, block), some in forms.items() for rounded in
+               stack.enter_context(fake_quantized(keras_model, width, some, block))]
 
 
 def _masks(student) -> list:

@@ -9,7 +9,8 @@ Why it is faster: workers work at once. W workers with cores and memory of their
 times the output tokens per second of a batch.
 When it is not: one request uses one worker. Workers of one machine share its memory bus.
 What it costs: memory for a copy of the weights on each worker; a few milliseconds for every
-gathering, and sources (a megabyte a window of sound) over the network. When a worker dies all are started again (`--restarts`).
+gathering; sources (a megabyte a window of sound) travel to the workers. When a worker dies all are
+started again (`--restarts`).
 Exact: yes, the same tokens as on one device.
 Source: https://www.tensorflow.org/guide/distributed_training#multiworkermirroredstrategy
 """

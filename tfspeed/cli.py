@@ -143,6 +143,21 @@ def define_model_flags() -> None:
                         "never that of the evaluation; default: the project's own", **shared)
 
 
+def define_worker_flags() -> None:
+    """The flags of every script whose job can be shared out over processes."""
+    shared = {"module_name": sys.argv[0]}
+    flags.DEFINE_integer("workers", 2, "for multi_worker and dataflow: processes started on this "
+                         "machine, each on its share of the cores", **shared)
+    flags.DEFINE_string("bind", "127.0.0.1", "for workers: the IPv4 address that workers "
+                        "listen on; TensorFlow's connections are neither authenticated nor "
+                        "encrypted: give one of a private network", **shared)
+    flags.DEFINE_float("join_timeout", 120, "for workers: seconds until all workers must "
+                       "have come", **shared)
+    flags.DEFINE_integer("restarts", 3, "for workers: how often all workers are started "
+                         "again when one dies, where the job can go on from what is on the disk: "
+                         "--prompts, --distill_checkpoint", **shared)
+
+
 def define_serving_flags() -> None:
     """The flags of every script that serves a model."""
     shared = {"module_name": sys.argv[0]}

@@ -45,8 +45,11 @@ def member_of(flags, strategy) -> Callable[[], Member] | None:
 
 
 def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
-        job: Callable[[], int | None]) -> int | None:
+        job: Callable[[], int | None], make: Callable | None = None) -> int | None:
     """Runs a job of the chief's over workers; returns an exit code.
+
+    Args:
+        make: gives the model that workers other than the chief run; None: as run.py does.
 
     In the process that the user started: starts this machine's workers and watches them. In a
     worker: joins, makes sure that all are alike, and leads (`job`) or follows.
@@ -59,7 +62,9 @@ def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
             member.agree(_facts(flags, strategy, calibration))
             joined()
             if not member.is_chief:
-                return _follow(flags, strategy, calibration)
+                engines.create(flags.engine, make() if make else _model(
+                    flags, strategy, calibration)).serve()
+                return None
             code = job()
             if code in (None, 0, 3):  # after Ctrl-C the others may be anywhere
                 with contextlib.suppress(WorkerLost):  # the job is done, whoever is gone by now
@@ -70,10 +75,14 @@ def run(flags, strategy, calibration: str | None, join: Callable[[], Member],
         return supervisor.LOST
 
 
-def _follow(flags, strategy, calibration) -> None:
+def _model(flags, strategy, calibration):
     with strategy.scope():
-        model = strategy.apply(load(flags.model, flags.dtype, strategy.reads_part), calibration)
-    engines.create(flags.engine, model).serve()
+        return strategy.apply(load(flags.model, flags.dtype, strategy.reads_part), calibration)
+
+
+def _given(flags, name: str):
+    """A flag of run.py's that other scripts may not have."""
+    return flags[name].value if name in flags else None
 
 
 def _facts(flags, strategy, calibration) -> dict[str, str]:
@@ -82,7 +91,8 @@ def _facts(flags, strategy, calibration) -> dict[str, str]:
     files = listing(source) if source.exists() else []
     return {"tfspeed": tfspeed.__version__, "tensorflow": tf.__version__,
             "keras": keras.__version__, "python": platform.python_version(),
-            "strategy": strategy.label, "engine": flags.engine, "dtype": flags.dtype,
+            "strategy": strategy.label, "engine": flags.engine,
+            "dtype": _given(flags, "dtype") or "float32",
             "model": " ".join(file["sha256"][:16] for file in files) or flags.model,
             "calibration": text_digest(calibration or "")}
 
@@ -110,8 +120,7 @@ def supervise(flags) -> int:
         def make():
             addresses.check_free(own, flags.bind)
             return cluster
-    resumes = bool(flags.prompts) or bool(getattr(flags, "distill_checkpoint", None)
-                                          if "distill_checkpoint" in flags else None)
+    resumes = bool(_given(flags, "prompts") or _given(flags, "distill_checkpoint"))
     started = supervisor.Supervisor(
         make, indices, [str(Path(sys.argv[0]).resolve()), *sys.argv[1:]], flags.bind,
         flags.join_timeout, flags.restarts if resumes else 0,

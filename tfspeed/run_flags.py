@@ -36,13 +36,4 @@ def define() -> None:
     flags.DEFINE_float("top_p", 1.0, "for --prompt(s): sample among the likeliest tokens that "
                        "make up p", **shared)
     flags.DEFINE_integer("seed", 0, "for --prompt(s): the same seed gives the same text", **shared)
-    flags.DEFINE_integer("workers", 2, "for multi_worker and dataflow: processes started on this "
-                         "machine, each on its share of the cores", **shared)
-    flags.DEFINE_string("bind", "127.0.0.1", "for workers: the IPv4 address that workers "
-                        "listen on; TensorFlow's connections are neither authenticated nor "
-                        "encrypted: give one of a private network", **shared)
-    flags.DEFINE_float("join_timeout", 120, "for workers: seconds until all workers must "
-                       "have come", **shared)
-    flags.DEFINE_integer("restarts", 3, "for workers: how often all workers are started "
-                         "again when one dies, where the job can go on from what is on the disk: "
-                         "--prompts, --distill_checkpoint", **shared)
+    cli.define_worker_flags()

@@ -23,6 +23,11 @@ def engine(tmp_path_factory):
     return create("graph", load(folder))
 
 
+@pytest.fixture(scope="module")
+def litert(engine):
+    return create("litert", engine.model)
+
+
 @pytest.fixture
 def transcriber(engine):
     return Transcriber(engine, Options(no_speech_threshold=1.0, new_tokens=5))
@@ -46,6 +51,23 @@ def test_a_window(transcriber):
 def test_silence_has_no_text_and_runs_nothing(engine, samples):
     window = Transcriber(engine).window(samples.astype(np.float32))
     assert (window.text, window.tokens, window.encode_s) == ("", [], 0)
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_windows_that_are_read_together(litert, batch):
+    options = Options(no_speech_threshold=0.0, logprob_threshold=-1e9, new_tokens=5)
+    sounds = [("a", noise(1)), ("quiet", np.zeros(RATE, np.float32)), ("b", noise(0.8, 1)),
+              ("c", noise(1.1, 2)), ("end", np.zeros(0, np.float32))]
+    alone = Transcriber(litert, options, 0)
+    assert alone.batch == 1  # one device
+    found = list(Transcriber(litert, options, batch).windows(iter(sounds)))
+    assert [name for name, _ in found] == [name for name, _ in sounds]
+    for (_, samples), (_, window) in zip(sounds, found, strict=True):
+        want = alone.window(samples)
+        assert (window.text, window.tokens) == (want.text, want.tokens)
+        assert window.seconds == want.seconds
+    sure = Transcriber(litert, dataclasses.replace(options, logprob_threshold=0.0), batch)
+    assert {w.text for _, w in sure.windows(iter(sounds))} == {""}
 
 
 def test_what_the_model_holds_for_silence_has_no_text(engine, transcriber):

@@ -1,7 +1,7 @@
 """A calibration that nobody measured, for tests of what is done with one."""
 
-from tfspeed.costs import compiled_time, fused_time
-from tfspeed.costs.calibration import Calibration, fingerprint
+from tfspeed.costs import compiled_time
+from tfspeed.costs.calibration import STARTS, Calibration, fingerprint
 
 
 def made_up(**changes) -> Calibration:
@@ -13,7 +13,8 @@ def made_up(**changes) -> Calibration:
                 for head in (0, 1) if rows <= 16 or (size < 1e8 and not head)]
         compiled = {"constants": dict(compiled_time.START), "dots": dots}
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
-                          "fused": dict(fused_time.START), "graph": compiled, "xla": compiled}
+                          **{kind: dict(start) for kind, start in STARTS.items()},
+                          "graph": compiled, "xla": compiled}
     values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,
               "threads": threads, "fits": {},
               "link": {"alpha_s": 5e-5, "bytes_per_s": 3e9}}

@@ -15,6 +15,7 @@ from tfspeed.costs import (
     cases,
     fitting,
     fused_time,
+    litert_time,
     memory,
     rows,
     shapes,
@@ -22,6 +23,7 @@ from tfspeed.costs import (
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
+from tfspeed.litert import session
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
 LOAD = Load(batch=1, prompt_tokens=100, new_tokens=20)
@@ -43,7 +45,7 @@ def latency(predictor, engine="fused", threads=2, shape=SHAPE, **load):
     return predictor.latency(shape, engine, threads, dataclasses.replace(LOAD, **load))
 
 
-@pytest.mark.parametrize("engine", ["fused", "fused:int8", "graph", "xla"])
+@pytest.mark.parametrize("engine", ["fused", "fused:int8", "litert", "litert:int8", "graph", "xla"])
 def test_more_work_takes_longer(predictor, engine):
     small = latency(predictor, engine)
     assert latency(predictor, engine, prompt_tokens=400)["ttft_s"] > 2 * small["ttft_s"]
@@ -90,7 +92,7 @@ def test_one_token_has_no_step(predictor):
 
 
 @pytest.mark.parametrize(("engine", "shape", "rule"), [
-    ("litert:int8", SHAPE, "predicted of decoders under fused"),
+    ("keras", SHAPE, "predicted of decoders under fused"),
     ("fused", shapes.of(tiny_recurrent("lstm")), "predicted of decoders under fused"),
     ("xla", shapes.decoder(TINY, bits=8), "float32 weights")])
 def test_what_is_not_known_is_refused(predictor, engine, shape, rule):
@@ -105,6 +107,20 @@ def test_a_prompt_is_read_in_pieces():
     assert [fused_time.tiles(rows) for rows in (1, 3, 13, 23, 26)] == [
         [(1, 1)], [(2, 1), (1, 1)], [(12, 1), (1, 1)], [(12, 1), (8, 1), (2, 1), (1, 1)],
         [(12, 2), (2, 1)]]
+
+
+def test_a_prompt_goes_through_the_signatures_that_a_session_calls(monkeypatch):
+    engine = engines.create("litert", tiny_decoder())
+    called = []
+    made = session.DecoderSession._buffers
+    monkeypatch.setattr(session.DecoderSession, "_buffers",
+                        lambda self, name: called.append(name) or made(self, name))
+    list(engine.generate([[1] * 44], 2))
+    pieces = litert_time.pieces(43, 256)
+    assert [name for name in called if name.startswith("prefill")] == [
+        session.prefill_name(length, 256) for length in pieces] == ["prefill_128_256"]
+    assert litert_time.pieces(700 - 1, 1024) == [512, 512]
+    assert litert_time.pieces(0, 256) == []
 
 
 def test_a_fit_finds_the_constants():

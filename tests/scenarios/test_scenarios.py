@@ -44,6 +44,7 @@ def made(tmp_path_factory):
         "speech": [*speech, "--audio=clips", "--transcripts=said", "--no_speech_threshold=1",
                    "--repetitions=2", "--chunk_s=0.5", "--output=speech.json"],
         "texts": [*text, "--pairs=pairs.tsv", "--output=texts.json"],
+        "together": [*text, "--pairs=pairs.tsv", "--batch=2", "--output=together.json"],
         "translated": [*speech, "--scenario=translation", "--audio=clips/one.wav", "--language=de",
                        "--transcripts=said", "--output=translated.json"],
         "no audio": speech, "broken": [*speech, "--audio=broken.wav"],
@@ -51,6 +52,8 @@ def made(tmp_path_factory):
         "language": [*speech, "--audio=clips", "--language=xx"],
         "threshold": [*speech, "--audio=clips", "--no_speech_threshold=2"],
         "chunk": [*speech, "--audio=clips", "--chunk_s=0"],
+        "batch": [*speech, "--audio=clips", "--batch=-1"],
+        "workers": [*speech, "--audio=clips", "--workers=2"],
         "transcripts": [*speech, "--audio=clips", "--transcripts=pairs"],
         "no whisper": [*speech, "--audio=clips", "--model=t5"],
         "scenario": ["--scenario=dance"], "both": [*text, "--pairs=pairs.tsv", "--audio=clips"],
@@ -124,6 +127,8 @@ def test_translations(made):
     assert 0 <= found["chrf"] <= 100
     assert "version" in found["bleu_signature"]
     assert "no usable translation" in found["verdict"]
+    together = row(made, "together")
+    assert (together["batch"], together["texts"]) == (2, found["texts"])
     spoken = row(made, "translated")
     assert spoken["task"] == "translate"
     assert spoken["texts"][0]["reference"] == "w1 w2"
@@ -132,7 +137,8 @@ def test_translations(made):
 @pytest.mark.parametrize(("name", "words"), {
     "no audio": "--audio must name", "broken": "no WAV file", "missing": "WAV files",
     "no clips": "WAV files", "language": "no language of this code", "threshold": "probability",
-    "chunk": "--chunk_s must be more", "transcripts": "--transcripts must be",
+    "chunk": "--chunk_s must be more", "batch": "--batch must be", "workers": "is for workers",
+    "transcripts": "--transcripts must be",
     "no whisper": "needs a Whisper", "scenario": "scenario", "both": "either --audio",
     "no pairs": "holds no pairs", "no file": "readable UTF-8", "speech model": "give it --audio",
 }.items())

@@ -10,6 +10,7 @@ import strategies
 from strategies import mirrored, prune_structured
 from strategies.distill import Distill, Options
 from tests.conftest import tiny_decoder
+from tests.models.seq2seq import sources, tiny
 from tests.training.test_loop import damaged, weights
 from tfspeed.errors import TfspeedError
 from tfspeed.training import text
@@ -96,6 +97,56 @@ def test_it_recovers_what_other_strategies_leave(before, trainable):
         assert distance(made, tiny_decoder()) < distance(changed, tiny_decoder())
     assert [v.shape for v in made.keras_model.weights] == \
         [v.shape for v in changed.keras_model.weights]
+
+
+def heard_well(shape):
+    """A damaged encoder–decoder that knows where it came from, and hears something."""
+    model = damaged(tiny(shape))
+    model.reload = lambda: tiny(shape)
+    if model.config.source == "audio":
+        model.heard = sources(model, 3)
+    return model
+
+
+def loss_of_hearing(model, teacher):
+    """KL divergence between their next tokens, after sources of which none was trained on."""
+    text = tf.constant(np.random.default_rng(5).integers(0, 64, (4, 12), np.int32))
+    source = teacher.checked_source(sources(teacher, 4))
+    p, q = (tf.nn.log_softmax(m.given(m.encode(source)).score(text)) for m in (teacher, model))
+    return float(tf.reduce_mean(tf.reduce_sum(tf.exp(p) * (p - q), -1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["whisper", "bart", "t5"])
+@pytest.mark.parametrize("changes", [{}, {"data": "self"},
+                                     {"trainable": "lora", "rank": 4, "learning_rate": 1e-2}])
+def test_both_sides_of_an_encoder_decoder_learn(shape, changes):
+    model, teacher = heard_well(shape), tiny(shape)
+    strategy = Distill(dataclasses.replace(SMALL, tokens=2400, **changes))
+    made = strategy.apply(model)
+    assert loss_of_hearing(made, teacher) < 0.9 * loss_of_hearing(model, teacher)
+    was, now = (m.keras_model.encoder[0].mlp.up.kernel.numpy() for m in (model, made))
+    assert np.abs(was - now).max() > 0
+    assert "sources" in strategy.report()[-1]
+
+
+@pytest.mark.slow
+def test_a_model_that_hears_learns_to_be_rounded():
+    model = tiny("whisper")
+    model.reload, model.heard = lambda: tiny("whisper"), sources(model, 3)
+    options = {"distill": Options(tokens=4800, length=12, learning_rate=1e-3, bits=4),
+               "quantize": strategies.find("quantize").Options(bits=4, method="rtn")}
+    plain = strategies.create("quantize", options).apply(model)
+    made = strategies.create("distill+quantize", options).apply(model)
+    assert made.weights_bytes == plain.weights_bytes
+    assert loss_of_hearing(made, model) < 0.9 * loss_of_hearing(plain, model)
+
+
+def test_a_model_that_hears_is_not_trained_on_silence():
+    model = tiny("whisper")
+    model.reload = lambda: tiny("whisper")
+    with pytest.raises(TfspeedError, match="needs sounds"):
+        Distill(SMALL).apply(model)
 
 
 def test_zeros_of_a_pruned_matrix_stay():

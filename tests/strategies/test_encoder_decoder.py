@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 
 import strategies
+from strategies import distill
 from tests.models.seq2seq import sources, tiny
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 
 PROMPTS = [[5, 9, 2], [7]]
 SLOW = pytest.mark.slow
+SHORT = {"distill": distill.Options(tokens=96, length=12)}
 EXACT = ["baseline", "mirrored", "multi_worker"]
-WORKS = ["bfloat16", "cluster", "float16", "keras_quantize", "low_rank", "prune", "quantize"]
-REFUSED = {"dataflow": "decoder", "distill": "", "prune_structured": "",
+WORKS = ["bfloat16", "cluster", "distill", "float16", "keras_quantize", "low_rank", "prune",
+         "quantize"]
+REFUSED = {"dataflow": "decoder", "prune_structured": "",
            "speculative": "", "tensor_parallel": ""}
 
 
@@ -23,8 +26,8 @@ def tokens(model, engine="graph"):
 
 def applied(name):
     model = tiny("whisper")
-    model.reload = lambda: tiny("whisper")
-    strategy = strategies.create(name)
+    model.reload, model.heard = lambda: tiny("whisper"), sources(model, 2)
+    strategy = strategies.create(name, SHORT)
     with strategy.scope():
         return strategy, strategy.apply(model)
 
@@ -62,8 +65,8 @@ def test_litert_takes_what_they_made(name):
     assert np.abs(have - want).max() < 0.2 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("name", ["distill", *(pytest.param(n, marks=SLOW) for n in REFUSED
-                                               if n != "distill")])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[SLOW] * (i > 0))
+                                  for i, n in enumerate(REFUSED)])
 def test_the_rest_says_why(name):
     with pytest.raises(TfspeedError):
         tokens(applied(name)[1])

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -58,18 +58,20 @@ class Window:
 class Transcriber:
     """Args:
         engine: over a Whisper with its tokenizer.
+        batch: windows of a recording that are read at once; 0: one for each of the devices or
+            workers that share out rows.
 
     Raises:
         TfspeedError: the model is no Whisper, or knows no such language.
     """
 
-    def __init__(self, engine: Engine, options: Options = Options()):
+    def __init__(self, engine: Engine, options: Options = Options(), batch: int = 1):
         model = engine.model
         config = getattr(model, "config", None)
         if not model.reads_source or config.source != "audio" or model.tokenizer is None:
             raise TfspeedError("Speech needs a Whisper model with its tokenizer.",
                                model=model.name, hint="Use --model=whisper-base.")
-        self.engine, self.options = engine, options
+        self.engine, self.options, self.batch = engine, options, batch or engine.row_shares
         self.tokens = WhisperTokens.of(model.tokenizer)
         self._tokenizer, self._frames, self._mels = (model.tokenizer, config.source_frames,
                                                      config.mels)
@@ -89,25 +91,60 @@ class Transcriber:
 
     def window(self, samples: np.ndarray) -> Window:
         """Text of up to a window of samples; nothing is invented for silence."""
-        seconds = len(samples) / RATE
-        if seconds < _ENOUGH_S or np.abs(samples).max() < _SILENT:
-            return Window("", seconds, [], self.options.language, 1.0, 0.0, 0.0)
+        return self._read([samples])[0] if _audible(samples) else self._silence(samples)
+
+    def windows(self, sounds: Iterable[tuple[object, np.ndarray]],
+                ) -> Iterator[tuple[object, Window]]:
+        """Pairs of anything and a window of samples → pairs of the same and its `Window`, in
+        their order. Those with a sound in them are read `batch` at a time."""
+        waiting, loud = [], 0
+        for name, samples in sounds:
+            waiting.append((name, samples))
+            loud += _audible(samples)
+            if loud == self.batch:
+                yield from self._together(waiting)
+                waiting, loud = [], 0
+        yield from self._together(waiting)
+
+    def _together(self, sounds: list) -> Iterator[tuple[object, Window]]:
+        """The same of up to `batch` that are not silent. Engines compile for numbers of rows, so
+        there are two of them: too few rows are filled up, or if under half read one by one."""
+        loud = [samples for _, samples in sounds if _audible(samples)]
+        if 2 * len(loud) > self.batch:
+            read = iter(self._read(loud + loud[-1:] * (self.batch - len(loud)), len(loud)))
+        else:
+            read = map(self.window, loud)
+        for name, samples in sounds:
+            yield name, next(read) if _audible(samples) else self._silence(samples)
+
+    def _silence(self, samples: np.ndarray) -> Window:
+        return Window("", len(samples) / RATE, [], self.options.language, 1.0, 0.0, 0.0)
+
+    def _read(self, sounds: Sequence[np.ndarray], wanted: int = 1) -> list[Window]:
+        """Texts of the first `wanted` windows of those that are read together; each has an equal
+        share of the time."""
         start = time.perf_counter()
-        encoded = self.engine.encode(log_mel([samples], self._frames, self._mels))
-        first = np.asarray(self.engine.score(np.asarray([[self.tokens.start]], np.int32),
-                                             encoded))[0, -1]
+        encoded = self.engine.encode(log_mel(sounds, self._frames, self._mels))
+        begin = np.full((len(sounds), 1), self.tokens.start, np.int32)
+        first = np.asarray(self.engine.score(begin, encoded))[:, -1]
         heard = time.perf_counter()
-        language = self._language(first)
-        prompt = self.tokens.prompt(language, self.options.task)
-        made = [int(row[0]) for row in self.engine.generate(
-            [prompt], self._new_tokens, stop_tokens=[self.tokens.end], encoded=encoded)]
-        tokens = [t for t in made if t not in (self.tokens.end, FINISHED)]
-        text, no_speech = self._tokenizer.decode(tokens).strip(), self._no_speech(first)
-        if no_speech > self.options.no_speech_threshold and (
-                repeats(text) or self._unsure(prompt, made, encoded)):
-            text, tokens = "", []
-        return Window(text, seconds, tokens, language, no_speech, heard - start,
-                      time.perf_counter() - heard)
+        languages = [self._language(logits) for logits in first]
+        prompts = [self.tokens.prompt(language, self.options.task) for language in languages]
+        rows = np.stack(list(self.engine.generate(
+            prompts, self._new_tokens, stop_tokens=[self.tokens.end], encoded=encoded)), 1)
+        made = [[int(t) for t in row if t != FINISHED] for row in rows]
+        tokens = [[t for t in row if t != self.tokens.end] for row in made]
+        texts = [self._tokenizer.decode(row).strip() for row in tokens]
+        no_speech = [self._no_speech(logits) for logits in first]
+        doubted = [p > self.options.no_speech_threshold for p in no_speech]
+        unsure = [repeats(text) for text in texts]
+        if any(doubt and not loop for doubt, loop in zip(doubted, unsure, strict=True)):
+            unsure = np.logical_or(unsure, self._unsure(prompts, made, encoded))
+        for i in np.flatnonzero(np.logical_and(doubted, unsure)):
+            texts[i], tokens[i] = "", []
+        encode_s, decode_s = heard - start, time.perf_counter() - heard
+        return [Window(texts[i], len(sounds[i]) / RATE, tokens[i], languages[i], no_speech[i],
+                       encode_s / wanted, decode_s / wanted) for i in range(wanted)]
 
     def _language(self, logits: np.ndarray) -> str:
         if self.options.language != AUTO:
@@ -121,19 +158,32 @@ class Transcriber:
         weights = np.exp(logits.astype(np.float64) - logits.max())
         return float(weights[self.tokens.no_speech] / weights.sum())
 
-    def _unsure(self, prompt, made, encoded) -> bool:
-        """Whether the text's mean log-probability is under the threshold."""
-        tokens = np.asarray([prompt + made], np.int32)
-        logits = np.asarray(self.engine.score(tokens[:, :-1], encoded), np.float64)[0]
-        logits = logits[len(prompt) - 1:]
-        top = logits.max(-1)
-        total = top + np.log(np.exp(logits - top[:, None]).sum(-1))
-        found = logits[np.arange(len(made)), made] - total
-        return float(found.mean()) < self.options.logprob_threshold
+    def _unsure(self, prompts, made, encoded) -> list[bool]:
+        """Whether a text's mean log-probability is under the threshold."""
+        rows = [prompt + tokens for prompt, tokens in zip(prompts, made, strict=True)]
+        padded = np.full((len(rows), max(map(len, rows))), self.tokens.end, np.int32)
+        for i, row in enumerate(rows):
+            padded[i, :len(row)] = row
+        scores = np.asarray(self.engine.score(padded[:, :-1], encoded))
+        return [_log_probability(logits[len(prompt) - 1:][:len(tokens)], tokens)
+                < self.options.logprob_threshold
+                for logits, prompt, tokens in zip(scores, prompts, made, strict=True)]
 
     def long(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
         """A recording of any length, window by window."""
         return map(self.window, windows(blocks, self.window_samples))
+
+
+def _audible(samples: np.ndarray) -> bool:
+    return len(samples) >= _ENOUGH_S * RATE and bool(np.abs(samples).max() >= _SILENT)
+
+
+def _log_probability(logits: np.ndarray, tokens: list[int]) -> float:
+    """The mean of tokens, each after its own logits."""
+    logits = logits.astype(np.float64)
+    top = logits.max(-1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(-1))
+    return float((logits[np.arange(len(tokens)), tokens] - total).mean())
 
 
 def repeats(text: str) -> bool:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfspeed.compression.targets import Target
 from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder import Decoder
+from tfspeed.models.encoder_decoder import EncoderDecoder
 
 QUANTIZERS = ("last_value", "moving_average")
 
@@ -48,7 +49,7 @@ def fake_quantized(keras_model: keras.Model, bits: int, targets: list[Target], g
             rounded = Rounded(target, bits, group, quantizer)
             all_rounded.append(rounded)
             readers = [(target.layer, "call")]
-            if isinstance(keras_model, Decoder) and keras_model.head is None and (
+            if isinstance(keras_model, (Decoder, EncoderDecoder)) and keras_model.head is None and (
                     target.layer is keras_model.embedding):
                 readers.append((keras_model, "logits"))
             for owner, method in readers:

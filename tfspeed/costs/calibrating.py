@@ -9,14 +9,13 @@ import time
 
 import numpy as np
 
-from tfspeed.costs import cases, compiled_time, fitting, fused_time, loopback, shapes
-from tfspeed.costs.calibration import Calibration, fingerprint
+from tfspeed.costs import cases, compiled_time, fitting, loopback, shapes
+from tfspeed.costs.calibration import STARTS, Calibration, fingerprint
 from tfspeed.costs.cases import Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
-from tfspeed.costs.fused_time import FusedTime
 from tfspeed.costs.observing import Observer
-from tfspeed.costs.prediction import Bandwidth
+from tfspeed.costs.prediction import PACKED, Bandwidth
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
@@ -65,7 +64,7 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
     for engine, chosen in plan.items():
         begin = time.perf_counter()
         advance(f"{observer.threads} threads: products of {engine}")
-        dots[engine] = [] if engine == "fused" else observer.dots(engine, bool(other))
+        dots[engine] = [] if engine in PACKED else observer.dots(engine, bool(other))
         times[engine] = []
         for case in chosen:
             advance(f"{observer.threads} threads: {case.engine}, {case.model}")
@@ -108,10 +107,9 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
         other: the constants of another number of threads, None where there are none.
     """
     speed = Bandwidth(bandwidth)
-    if engine == "fused":
-        found, fits = _fit(other or fused_time.START, functools.partial(_fused, speed), times,
-                           other is not None)
-        return found, fits
+    if engine in PACKED:
+        return _fit(other or STARTS[engine], functools.partial(_packed, PACKED[engine], speed),
+                    times, other is not None)
     # What corrects the table belongs to it, and so to a number of threads.
     start = other["constants"] | {name: 1.0 for name in compiled_time.START
                                   if _near_one(name)} if other else compiled_time.START
@@ -120,9 +118,8 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
     return {"constants": found, "dots": dots}, fits
 
 
-def _fused(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
-    made = FusedTime(constants, bandwidth, case.threads,
-                     Formats.of_engine(case.engine).cache_itemsize)
+def _packed(kind, bandwidth, constants: dict, case: Case) -> tuple[float, float]:
+    made = kind(constants, bandwidth, case.threads, Formats.of_engine(case.engine).cache_itemsize)
     return made.latency(_stored(case.model, case.engine), case.batch, case.prompt_tokens,
                         case.new_tokens)
 

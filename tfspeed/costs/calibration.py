@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from tfspeed.cache import cache_folder
-from tfspeed.costs import compiled_time, fused_time
+from tfspeed.costs import compiled_time, fused_time, litert_time
 from tfspeed.costs.communication import Link
 from tfspeed.devices import available_cores, cpu_model
 from tfspeed.errors import TfspeedError
@@ -23,8 +23,9 @@ from tfspeed.export.files import appearing
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
 _SOURCES = ("litert/kernels/*", "measure/read.c", "costs/fused_time.py", "costs/compiled_time.py",
-            "costs/dots.py")
-_VERSION = 1
+            "costs/litert_time.py", "costs/dots.py")
+_VERSION = 2
+STARTS = {"fused": fused_time.START, "litert": litert_time.START}  # others: `compiled_time`
 
 
 class NoCalibration(TfspeedError):
@@ -37,8 +38,8 @@ class Calibration:
         fingerprint: of the machine and the code that it was made on.
         made: when, ISO 8601.
         seconds: that making it took.
-        threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused":
-            {constants}, "graph" and "xla": {"constants", "dots"}}`.
+        threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused" and
+            "litert": {constants}, "graph" and "xla": {"constants", "dots"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
             the first token, of those after it), what the constants say, and the errors.
     """
@@ -64,6 +65,7 @@ def fingerprint() -> dict:
             made.update(source.read_bytes())
     return {"version": _VERSION, "cpu": cpu_model(), "cores": available_cores(),
             "tensorflow": importlib.metadata.version("tensorflow"),
+            "litert": importlib.metadata.version("ai-edge-litert"),
             "kernels": made.hexdigest()[:16]}
 
 
@@ -132,8 +134,8 @@ def _check(made: Calibration) -> None:
     for constants in made.threads.values():
         tables = [constants["bandwidth"]]
         for engine in set(constants) - {"bandwidth"}:
-            found, start = constants[engine], fused_time.START
-            if engine != "fused":
+            found, start = constants[engine], STARTS.get(engine, compiled_time.START)
+            if engine not in STARTS:
                 tables.append(found["dots"])
                 found, start = found["constants"], compiled_time.START
             numbers += [found[name] for name in start]

@@ -52,9 +52,9 @@ DEFAULT_MODEL = "smollm2-135m"
 def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
     """The generations that the constants of a kind of engine are fitted to; `short`: where those
     of another number of threads are known already."""
-    if engine == "fused":
-        return [Case(model, f"fused:{form}", threads, *load)
-                for model, forms, loads in (_FUSED_SHORT if short else _FUSED)
+    if engine in _PACKED:
+        return [Case(model, f"{engine}:{form}", threads, *load)
+                for model, forms, loads in _PACKED[engine][short]
                 for form in forms for load in loads]
     return [Case(model, engine, threads, *load)
             for model, engines, loads in (_COMPILED_SHORT if short else _COMPILED)
@@ -76,6 +76,17 @@ _FUSED_SHORT = [
     ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
     ("cal-middle", ("float16",), ((1, 64, 16), (3, 100, 12))),
     ("cal-huge", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
+_FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
+_LITERT = [
+    ("cal-small", _FORMS, ((1, 96, 16), (7, 32, 12))),
+    ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
+    ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
+    ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
+    ("cal-large", ("float32", "int8"), ((1, 40, 12),))]
+_LITERT_SHORT = [
+    ("cal-small", ("float32", "int8"), ((1, 96, 16),)),
+    ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12)))]
+_PACKED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     ("cal-small", ("graph", "xla"), ((1, 300, 12),)),
     ("cal-thin", ("graph",), ((1, 60, 20),)),  # what a layer costs that xla has no operators of
@@ -95,6 +106,9 @@ def held_out(threads: int) -> list[Case]:
         found += [Case(model, kind, threads, *loads[(i + j + threads) % len(loads)])
                   for j, kind in enumerate(("fused", "fused:float16", "fused:int8",
                                             "fused:int4,head=int4"))]
+        # One format of each model under litert: the six of them have each of the three twice.
+        form = ("litert", "litert:int8", "litert:int4,head=int4")[(i + threads) % 3]
+        found.append(Case(model, form, threads, *loads[(i + threads) % len(loads)]))
         found += [Case(model, engine, threads, *compiled[(i + j + threads) % len(compiled)])
                   for j, engine in enumerate(("graph", "xla"))]
     return found

@@ -15,11 +15,13 @@ from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
 from tfspeed.costs.fused_time import FusedTime
+from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 
-ENGINES = ("fused", "graph", "xla")  # those that there are constants of
+PACKED = {"fused": FusedTime, "litert": LitertTime}  # which keep weights in formats of their own
+ENGINES = (*PACKED, "graph", "xla")  # those that there are constants of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Predictor:
         if kind not in ENGINES or not shape.attention:
             raise TfspeedError("Times are predicted of decoders under "
                                f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
-        if kind != "fused" and {m.bits for m in shape.matrices} != {32}:
+        if kind not in PACKED and {m.bits for m in shape.matrices} != {32}:
             raise TfspeedError("Under graph and xla times are predicted of float32 weights.",
                                engine=engine, model=shape.name)
         known = [(t, machine.seconds(shape, engine, t, load)) for t, machine in
@@ -96,7 +98,7 @@ class Predictor:
     def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
         """How many times as long a step's reads take where `workers` processes read at once, each
         on its share of the cores: together they read no faster than all cores do."""
-        formats = Formats.of_engine(engine if engine.startswith("fused") else "")
+        formats = Formats.of_engine(engine if engine.partition(":")[0] in PACKED else "")
         read = computation.filled_step(shape.stored(formats), load.batch,
                                        load.prompt_tokens).read_bytes(4)
         alone, together = (self._between(count, [(t, m.bandwidth(read)) for t, m in
@@ -123,11 +125,11 @@ class _Machine:
         kind = engine.partition(":")[0]
         if kind not in self.constants:
             raise TfspeedError("This calibration knows nothing of the engine.", engine=kind)
-        if kind == "fused":
+        if kind in PACKED:
             formats = Formats.of_engine(engine)
             shape = shape.stored(formats)
-            made = FusedTime(self.constants[kind], self.bandwidth, threads,
-                             formats.cache_itemsize)
+            made = PACKED[kind](self.constants[kind], self.bandwidth, threads,
+                                formats.cache_itemsize)
         else:
             made = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
         found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)

@@ -56,6 +56,11 @@ class Shape:
         return Counter((tuple(dataclasses.replace(m, name="") for m in layer), attention)
                        for layer, attention in zip(self.layers, self.attention, strict=True))
 
+    @functools.cached_property
+    def but_last(self) -> "Shape":
+        """Without the last layer."""
+        return dataclasses.replace(self, layers=self.layers[:-1], attention=self.attention[:-1])
+
     @property
     def parameters(self) -> int:
         return sum(m.parameters for m in self.matrices) + self.small_values + self.table_values

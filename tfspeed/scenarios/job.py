@@ -1,17 +1,20 @@
 """What scenarios share: a model that is changed and run, and how its row begins and ends."""
 
+import dataclasses
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tfspeed import cli, engines
+from tfspeed import cli, cluster_job, engines
 from tfspeed.audio import clips
 from tfspeed.audio.log_mel import HOP, RATE, log_mel
 from tfspeed.audio.transcriber import AUTO
 from tfspeed.audio.wav import Wav
 from tfspeed.devices import set_threads
+from tfspeed.digest import digest
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
 from tfspeed.main_job import check_writable, read_calibration
@@ -24,24 +27,57 @@ from tfspeed.models.whisper_tokens import WhisperTokens
 _WINDOW = 256  # tokens of one for calibration
 
 
-def prepared(flags, bar: Progress) -> tuple[Engine, dict]:
-    """The engine that the flags ask for, and what a row says of it."""
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the flags ask for, before a model is loaded: see `run`.
+
+    Attributes:
+        sounds: files that the strategy calibrates on; none where `data` is its text.
+    """
+
+    strategy: object
+    sounds: list[Path]
+    data: str | None
+
+    def model(self, flags):
+        """Loaded and changed."""
+        with self.strategy.scope():
+            model = load(flags.model)
+            if self.sounds:
+                model.heard = heard(model, self.sounds)
+                model.said = said(model, flags.language)
+            model = self.strategy.apply(model, self.data)
+            if self.sounds:
+                model.heard = model.said = None
+        return model
+
+
+def run(flags, work: Callable[[Setup], None]) -> int | None:
+    """Looks at the flags, then does the work; where the strategy runs on workers, in the chief of
+    them. Returns an exit code."""
     engines.check(flags.engine)
     check_writable(flags.output)
     sounds = calibration_sounds(flags.calibration)
     data = None if sounds else read_calibration(flags)
     set_threads(flags.threads)
-    strategy = cli.make_strategy(flags.strategy)
+    setup = Setup(cli.make_strategy(flags.strategy), sounds, data)
+    join = cluster_job.member_of(flags, setup.strategy)
+    if join is None:
+        return work(setup)
+    if flags.audio == "stdin":
+        raise TfspeedError("Standard input is one stream, which workers cannot share out.",
+                           strategy=flags.strategy, hint="Give --audio files.")
+    calibration = data or digest(np.fromfile(path, np.uint8) for path in sounds)
+    return cluster_job.run(flags, setup.strategy, calibration, join, lambda: work(setup),
+                           lambda: setup.model(flags))
+
+
+def prepared(flags, setup: Setup, bar: Progress) -> tuple[Engine, dict]:
+    """The engine that the flags ask for, and what a row says of it."""
+    strategy = setup.strategy
     with bar.task(f"loading {flags.model}", None):
         start = time.perf_counter()
-        with strategy.scope():
-            model = load(flags.model)
-            if sounds:
-                model.heard = heard(model, sounds)
-                model.said = said(model, flags.language)
-            model = strategy.apply(model, data)
-            if sounds:
-                model.heard = model.said = None
+        model = setup.model(flags)
         loaded = time.perf_counter()
         engine = engines.create(flags.engine, model)
     for line in strategy.report():
@@ -90,6 +126,12 @@ def said(model, language: str) -> np.ndarray:
 def write(flags, rows: list[dict], bar: Progress) -> None:
     report.write_json(flags.output, environment(), rows)
     bar.say(f"Written: {flags.output}")
+
+
+def check_batch(flags) -> None:
+    if not 0 <= flags.batch <= 1024:
+        raise TfspeedError("--batch must be 0 (one for each replica or worker), or up to 1024.",
+                           batch=flags.batch)
 
 
 def positive(flags, *names: str) -> None:

@@ -25,6 +25,8 @@ def define_flags(shared: dict) -> None:
                             **shared)
     absl_flags.DEFINE_bool("stream", True, "measure partial results of files too, as if they were "
                            "spoken now", **shared)
+    absl_flags.DEFINE_integer("batch", 0, "windows of sound (in translation also texts) that are "
+                              "read at once; 0: one for each replica or worker", **shared)
     absl_flags.DEFINE_integer("repetitions", 3, "times that every file is read", **shared)
     absl_flags.DEFINE_string("peers", "", "others' runtimes that read the same files beside ours: "
                              "ctranslate2 (for models in its own format)", **shared)
@@ -36,6 +38,7 @@ def run(flags) -> int | None:
     from tfspeed.scenarios import job, speech_job, speech_peers, speech_stream
 
     job.positive(flags, "new_tokens", "chunk_s", "repetitions")
+    job.check_batch(flags)
     if not 0 <= flags.no_speech_threshold <= 1:
         raise TfspeedError("--no_speech_threshold is a probability.",
                            no_speech_threshold=flags.no_speech_threshold)
@@ -49,15 +52,19 @@ def run(flags) -> int | None:
     said = clips.transcripts(flags.transcripts) if flags.transcripts else {}
     paths = [] if flags.audio == "stdin" else clips.find(flags.audio)
     names = speech_peers.asked(flags)
-    bar = Progress()
-    transcriber, row = speech_job.transcriber(flags, bar)
-    if flags.audio == "stdin":
-        speech_job.warm(transcriber.window)
-        row |= speech_stream.listen(transcriber, flags.chunk_s)
-    else:
-        with speech_peers.running(names, transcriber, flags, bar) as running:
-            row |= speech_job.measure(transcriber, paths, said, flags, bar, running)
-    rows = [row, *row.pop("peers", ())]
-    job.write(flags, rows, bar)
-    for row in rows:
-        speech_job.show(row, bar)
+
+    def work(setup: job.Setup) -> None:
+        bar = Progress()
+        transcriber, row = speech_job.transcriber(flags, setup, bar)
+        if flags.audio == "stdin":
+            speech_job.warm(transcriber.window)
+            row |= speech_stream.listen(transcriber, flags.chunk_s)
+        else:
+            with speech_peers.running(names, transcriber, flags, bar) as running:
+                row |= speech_job.measure(transcriber, paths, said, flags, bar, running)
+        rows = [row, *row.pop("peers", ())]
+        job.write(flags, rows, bar)
+        for row in rows:
+            speech_job.show(row, bar)
+
+    return job.run(flags, work)

@@ -9,21 +9,22 @@ import numpy as np
 from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE
 from tfspeed.audio.partials import stream
-from tfspeed.audio.transcriber import Options, Transcriber
+from tfspeed.audio.transcriber import Options, Transcriber, Window
 from tfspeed.audio.wav import Wav
+from tfspeed.audio.windows import windows as cut_windows
 from tfspeed.measure.metrics import summary
 from tfspeed.measure.progress import Progress
 from tfspeed.measure.words import word_error_rate
 from tfspeed.scenarios import job, speech_stream
 
 
-def transcriber(flags, bar: Progress) -> tuple[Transcriber, dict]:
+def transcriber(flags, setup: job.Setup, bar: Progress) -> tuple[Transcriber, dict]:
     """What the flags ask for, and what the row says of it."""
-    engine, row = job.prepared(flags, bar)
+    engine, row = job.prepared(flags, setup, bar)
     made = Transcriber(engine, Options(flags.language, flags.task, flags.no_speech_threshold,
-                                       new_tokens=flags.new_tokens))
+                                       new_tokens=flags.new_tokens), flags.batch)
     return made, {"scenario": flags.scenario, **row, "language": flags.language,
-                  "task": flags.task}
+                  "task": flags.task, "batch": made.batch}
 
 
 def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,
@@ -32,15 +33,15 @@ def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, b
     silent has no text.
 
     Args:
-        peers: of `speech_peers.running`: each reads a file right after us.
+        peers: of `speech_peers.running`: each reads the same files right after us.
     """
-    for path in paths:  # told before anything slow
-        with Wav(path):
-            pass
-    warm(made.window)
+    check_readable(paths)
+    warm_all(made)
     for peer in peers:
         peer.warm()
-    clips = [_clip(made, path, transcript(said, path), flags, bar, peers) for path in paths]
+    clips = []
+    for group in groups(made, paths):
+        clips += _clips(made, group, said, flags, bar, peers)
     row = summed(clips)
     if peers:
         row["peers"] = [peer.row(row, said) for peer in peers]
@@ -72,16 +73,56 @@ def warm(window: Callable[[np.ndarray], object]) -> None:
         window(noise)
 
 
-def _clip(made: Transcriber, path: Path, said: str | None, flags, bar: Progress, peers) -> dict:
-    work, windows = [], []
-    with bar.task(path.name, flags.repetitions) as advance:
-        for _ in range(flags.repetitions):
+def warm_all(made: Transcriber) -> None:
+    """Compiles what a window needs, and as many as are read together."""
+    warm(made.window)
+    if made.batch > 1:
+        warm(lambda samples: list(made.windows([(None, samples)] * made.batch)))
+
+
+def check_readable(paths: list[Path]) -> None:
+    """Of files that cannot be read is told before anything slow."""
+    for path in paths:
+        with Wav(path):
+            pass
+
+
+def groups(made: Transcriber, paths: list[Path]) -> list[list[Path]]:
+    """Files that are read together: all, or each by itself where windows are read one by one."""
+    return [[path] for path in paths] if made.batch == 1 else [paths]
+
+
+def read(made: Transcriber, paths: list[Path]) -> list[list[Window]]:
+    """The windows of each file."""
+    def sounds():
+        for i, path in enumerate(paths):
             with Wav(path) as wav:
-                windows = list(made.long(wav.blocks()))
-            work.append(sum(w.encode_s + w.decode_s for w in windows))
+                for samples in cut_windows(wav.blocks(), made.window_samples):
+                    yield i, samples
+
+    found = [[] for _ in paths]
+    for i, window in made.windows(sounds()):
+        found[i].append(window)
+    return found
+
+
+def _clips(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,
+           peers) -> list[dict]:
+    work, files = [], []
+    with bar.task(", ".join(path.name for path in paths)[:60], flags.repetitions) as advance:
+        for _ in range(flags.repetitions):
+            files = read(made, paths)
+            work.append([sum(w.encode_s + w.decode_s for w in windows) for windows in files])
             for peer in peers:
-                peer.read(path)
+                for path in paths:
+                    peer.read(path)
             advance()
+    return [_clip(made, path, windows, list(times), transcript(said, path), flags)
+            for path, windows, times in zip(paths, files, zip(*work, strict=True), strict=True)]
+
+
+def _clip(made: Transcriber, path: Path, windows: list[Window], work: list[float],
+          said: str | None, flags) -> dict:
     text = " ".join(w.text for w in windows if w.text)
     clip = {"name": path.stem, "seconds": sum(w.seconds for w in windows), "text": text,
             "work_s": work, "windows": len(windows),

@@ -21,6 +21,7 @@ def run(flags) -> int | None:
     from tfspeed.scenarios import job, translation_job
 
     job.positive(flags, "new_tokens")
+    job.check_batch(flags)
     if bool(flags.audio) == bool(flags.pairs):
         raise TfspeedError("Translation needs either --audio, speech that becomes English, or "
                            "--pairs, texts.", audio=flags.audio, pairs=flags.pairs)

@@ -22,10 +22,12 @@ from tfspeed.training.learning import every, small
 from tfspeed.training.lora import Adapted
 from tfspeed.training.loss import loss
 from tfspeed.training.options import TrainOptions
+from tfspeed.training.sources import Sources
 
 
 def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndarray,
-          options: TrainOptions, on_step: Callable[[int], None] | None = None) -> dict:
+          options: TrainOptions, on_step: Callable[[int], None] | None = None,
+          sources: Sources | None = None) -> dict:
     """Trains the student in place: its variables must not be shared with the teacher's, or be
     those of a `copied` model, which get memory of their own here.
 
@@ -36,6 +38,7 @@ def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndar
         teacher: the original; None: cross-entropy on the text alone.
         tokens: int32 `[windows, length]`.
         on_step: called with 1, 2, … after each step of the optimizer.
+        sources: what each window is read after, for a model with an encoder, which learns as well.
 
     Returns:
         `loss_first`, `loss_last` (means over a tenth of the steps), `losses` (of each step),
@@ -52,7 +55,7 @@ def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndar
                            hint="Use trainable=full.")
     strategy = getattr(student.placement, "strategy", None) or tf.distribute.get_strategy()
     with strategy.scope():
-        run = _Run(strategy, student, teacher, tokens, options)
+        run = _Run(strategy, student, teacher, tokens, options, sources)
         try:
             run.all_steps(on_step)
         finally:
@@ -81,8 +84,9 @@ def batches(count: int, length: int, options: TrainOptions) -> list[np.ndarray]:
 class _Run:
     """The state of one call of `train`."""
 
-    def __init__(self, strategy, student, teacher, tokens, options: TrainOptions):
+    def __init__(self, strategy, student, teacher, tokens, options: TrainOptions, sources):
         self.strategy, self.teacher, self.tokens, self.options = strategy, teacher, tokens, options
+        self.sources = sources
         self.batches, self.placement = batches(*tokens.shape, options), student.placement
         learning = every(student.keras_model)
         if not learning:
@@ -114,21 +118,22 @@ class _Run:
             options.pop(name)
         options["learning_rate"] = self.options.peak
         teacher = self.teacher.keras_model.weights if self.teacher else []
+        read = [self.tokens]
+        if self.sources is not None:
+            read += [self.sources.distinct, self.sources.of]
         return {"student": digest(map(_numpy, student.keras_model.weights)),
-                "teacher": digest(map(_numpy, teacher)), "text": digest([self.tokens]),
+                "teacher": digest(map(_numpy, teacher)), "text": digest(read),
                 **{name: repr(value) for name, value in options.items()}}
 
     def _compile(self) -> None:
-        window = tf.TensorSpec((1, self.tokens.shape[1]), tf.int32)
-        gradients = tf.function(self._gradients, jit_compile=True,
-                                input_signature=[window, tf.TensorSpec((), tf.float32)])
+        gradients = tf.function(self._gradients, jit_compile=True)
 
-        def added(tokens, shares):
+        def added(shares, *windows):
             """A replica's windows one after the other: one window's logits at a time."""
             total = None
-            for i in range(tokens.shape[0]):
+            for i in range(shares.shape[0]):
                 with tf.control_dependencies(total or []):
-                    parts = gradients(tokens[i:i + 1], shares[i])
+                    parts = gradients(shares[i], *(part[i:i + 1] for part in windows))
                 total = parts if total is None else [a + b for a, b in zip(total, parts,
                                                                            strict=True)]
             context = tf.distribute.get_replica_context()
@@ -143,12 +148,13 @@ class _Run:
         self._added = tf.function(lambda *args: self.strategy.run(added, args=args))
         self._applied = tf.function(lambda *args: self.strategy.run(applied, args=args))
 
-    def _gradients(self, tokens, share):
+    def _gradients(self, share, tokens, source=None):
         """Loss and gradients of one window, times its share of the step's mean."""
-        teacher_logits = None if self.teacher is None else self.teacher.score(tokens)
+        teacher_logits = None if self.teacher is None else _score(self.teacher, tokens, source)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.variables)
-            value = share * loss(self.model.score(tokens), teacher_logits, tokens, self.options)
+            value = share * loss(_score(self.model, tokens, source), teacher_logits, tokens,
+                                 self.options)
         gradients = tape.gradient(value, self.variables,
                                   unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [value, *map(tf.convert_to_tensor, gradients)]  # rows of a table: made dense
@@ -215,14 +221,16 @@ class _Run:
         self.done_tokens += len(chosen) * self.tokens.shape[1]
 
     def _shards(self, chosen: np.ndarray):
-        """Windows `[n, length]` and their shares `[n]` for each replica, as many for all: what
-        fills up counts nothing."""
+        """Windows' shares `[n]`, tokens `[n, length]` and sources `[n, …]`, where there are such,
+        for each replica, as many for all: what fills up counts nothing."""
         count = self.strategy.num_replicas_in_sync
         each = -(-len(chosen) // count)
         filled = np.resize(chosen, each * count)
         shares = np.where(np.arange(each * count) < len(chosen), 1 / len(chosen), 0)
-        return tuple(per_replica(self.strategy, np.split(values, count))
-                     for values in (self.tokens[filled], shares.astype(np.float32)))
+        parts = [shares.astype(np.float32), self.tokens[filled]]
+        if self.sources is not None:
+            parts.append(self.sources.rows(filled))
+        return tuple(per_replica(self.strategy, np.split(values, count)) for values in parts)
 
     def finish(self) -> None:
         """Also after an error: the student has what was learned."""
@@ -235,6 +243,12 @@ class _Run:
                 "loss_last": float(np.mean(self.losses[-some:])), "losses": self.losses,
                 "tokens": self.done_tokens, "seconds": self.seconds, "steps": self.step,
                 "trained": self.trained}
+
+
+def _score(model: LanguageModel, tokens, source):
+    """float32 logits `[batch, length, vocabulary]`, after a source where there is one."""
+    after = model if source is None else model.given(model.encode(source))
+    return after.score(tokens)
 
 
 def _numpy(variable) -> np.ndarray:

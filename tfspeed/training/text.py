@@ -13,6 +13,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
+from tfspeed.training.sources import Sources
 
 SOURCES = ("text", "self")
 _ROWS = 16  # written at a time: more tokens a second, the memory of their caches
@@ -28,16 +29,18 @@ def windows(model: LanguageModel, data: str | None, budget: int, length: int) ->
 
 
 def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
-            folder: str = "") -> np.ndarray:
+            folder: str = "", sources: Sources | None = None) -> np.ndarray:
     """int32 `[windows, length]`, each continued by the teacher from a random first token: its own
     distribution, without any data (arXiv:2305.17888).
 
     Args:
         folder: where it is kept, and looked for; "": nowhere.
+        sources: what it is written after, in turns, by a model with an encoder.
     """
     length = min(length, teacher.context_length)
     count = max(1, budget // length)
-    path = _kept(teacher, count, length, seed, folder)
+    after = None if sources is None else sources.spread(count)
+    path = _kept(teacher, after, count, length, seed, folder)
     if path is not None:
         with contextlib.suppress(OSError, ValueError, EOFError):
             return np.load(path, allow_pickle=False)
@@ -46,10 +49,11 @@ def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
     parts, bar = [], Progress()
     with bar.task("the teacher writes", -(-count // rows) * (length - 1)) as advance:
         for start in range(0, count, rows):
-            some = np.resize(first[start:start + rows], rows)
-            tokens = [some]
-            for token in engine.generate([[int(t)] for t in some], length - 1,
-                                         Sampling(1.0, seed=(seed + start) % 2**31)):
+            chosen = np.resize(np.arange(start, min(start + rows, count)), rows)
+            given = {} if after is None else {"encoded": engine.encode(after.rows(chosen))}
+            tokens = [first[chosen]]
+            for token in engine.generate([[int(t)] for t in first[chosen]], length - 1,
+                                         Sampling(1.0, seed=(seed + start) % 2**31), **given):
                 tokens.append(np.asarray(token))
                 advance()
             parts.append(np.stack(tokens, axis=1))
@@ -59,10 +63,11 @@ def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
     return made
 
 
-def _kept(teacher, count, length, seed, folder) -> Path | None:
+def _kept(teacher, after, count, length, seed, folder) -> Path | None:
     if not folder:
         return None
-    of = digest([np.asarray(v.numpy()) for v in teacher.keras_model.weights])
+    of = digest([*(np.asarray(v.numpy()) for v in teacher.keras_model.weights),
+                 *([] if after is None else [after.distinct, after.of])])
     return Path(folder) / f"written-{of[:16]}-{count}x{length}-{seed}.npy"
 
 

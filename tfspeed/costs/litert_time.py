@@ -1,0 +1,112 @@
+"""How long a prefill and a step take under `litert`: a roofline of XNNPACK's products, and what
+lies between them.
+
+What is run is known (`litert/decoder.py`, `litert/session.py`), so the formula follows it: prompts
+go through signatures of fixed lengths, padded, their last token through a step; attention reads the
+whole capacity of the cache, which grows.
+
+    product    the longer of reading its bytes and its multiplications: `multiply` each, or `wait` a
+               weight where there are few rows. Halves are floats once LiteRT has loaded them.
+    attention  `pair`: mask and softmax of a query and a slot; `mix`: an operation of its products;
+               `copy`: a byte of keys and values, which XNNPACK packs anew for every product
+    values     the small operators: `value` each
+    layer      starts and barriers of a layer's operators; `call`: of a signature; `choose`: of one
+               logit that is handed over and compared
+
+Seconds of one thread, but for the layer, the call and what is handed over; the reaches are as in
+`fused_time.py`. Steps and prefills have constants of their own where small operators are split over
+threads in one, and not in the other.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from tfspeed.costs.fused_time import KINDS, longer, reached
+from tfspeed.costs.matrices import Matrix
+from tfspeed.costs.shapes import Shape
+from tfspeed.litert.session import PREFILLS, capacities
+
+_FLOAT_BYTES = 4
+_CORNER = 2
+
+START = {  # seconds; where a fit begins
+    "call": 2e-5, "choose": 4e-10, "pair": 1e-9, "mix": 3e-11, "copy": 1e-10,
+    **{f"{name}_{kind}": cost for kind in ("prefill", "step")
+       for name, cost in (("layer", 2e-5), ("value", 5e-10))},
+    **{f"wait_{kind}": 3e-11 for kind in ("float32", "int8", "int4")},
+    **{f"multiply_{kind}": cost for kind, cost in (("float32", 3e-11), ("int8", 1e-11),
+                                                   ("int4", 1.2e-11))},
+    "reach_near": 1.0, "reach_far": 0.95, "reach_beyond": 0.95,
+}
+
+
+class LitertTime:
+    """Args:
+        constants: as in `START`.
+        bandwidth: bytes a second at which all threads read so many bytes again and again.
+        cache_itemsize: of other engines' caches; these are float32.
+    """
+
+    def __init__(self, constants: dict[str, float], bandwidth: Callable[[float], float],
+                 threads: int, cache_itemsize: int = 4):
+        del cache_itemsize
+        self.constants, self.bandwidth, self.threads = constants, bandwidth, threads
+
+    def latency(self, shape: Shape, batch: int, prompt: int,
+                new_tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and of one of those after it in the mean."""
+        sizes = capacities(shape.config, prompt + new_tokens)
+        slots = range(prompt, prompt + max(1, new_tokens - 1))
+        steps = Counter(next(size for size in sizes if size > slot) for slot in slots)
+        spent = sum(count * self.call(shape, batch, 1, size) for size, count in steps.items())
+        return self.prefill(shape, batch, prompt, sizes), spent / len(slots)
+
+    def prefill(self, shape: Shape, batch: int, prompt: int, sizes: list[int]) -> float:
+        """Seconds to the first token; `sizes`: capacities that the cache grows through."""
+        size = next(s for s in sizes if s >= prompt)
+        return (sum(self.call(shape, batch, length, size) for length in pieces(prompt - 1, size))
+                + self.call(shape, batch, 1, size))
+
+    def call(self, shape: Shape, batch: int, length: int, capacity: int) -> float:
+        """Of a signature; the one of a single token gives logits."""
+        c, rows = self.constants, batch * length
+        kind = "step" if length == 1 else "prefill"
+        cache = 8 * batch * capacity * sum(a.kv_heads * a.dim for a in shape.attention)
+        read = sum(map(_nbytes, shape.matrices)) + cache
+        speed = reached(c, self.bandwidth, read)
+        seconds = c["call"]
+        # Of the last layer a prefill keeps keys and values; XNNPACK leaves out what nobody reads.
+        layers = shape if length == 1 else shape.but_last
+        for (matrices, a), count in layers.kinds.items():
+            products = sum(self._product(m, rows, speed) for m in matrices)
+            width = sum(m.inputs + m.outputs for m in matrices)
+            pairs = rows * a.heads * capacity
+            between = (rows * width * c[f"value_{kind}"]
+                       + pairs * (c["pair"] + 4 * a.dim * c["mix"])
+                       + 8 * batch * capacity * a.kv_heads * a.dim * c["copy"])
+            seconds += count * (c[f"layer_{kind}"] + products + between / self.threads)
+        if length > 1:
+            seconds += self._product(shape.layers[-1][0], rows, speed)
+        else:
+            seconds += (self._product(shape.head, batch, speed)
+                        + c["choose"] * batch * shape.vocabulary)
+        return seconds
+
+    def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
+        c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
+        computing = matrix.parameters / self.threads * longer(c[f"wait_{kind}"],
+                                                              c[f"multiply_{kind}"] * rows)
+        return longer(computing, _nbytes(matrix) / speed, _CORNER)
+
+
+def pieces(tokens: int, capacity: int) -> list[int]:
+    """Lengths of the signatures that so many tokens of a prompt go through."""
+    found, fits = [], [length for length in PREFILLS if length <= capacity]
+    while tokens > 0:
+        found.append(next((n for n in fits if n >= tokens), fits[-1]))
+        tokens -= found[-1]
+    return found
+
+
+def _nbytes(matrix: Matrix) -> int:
+    return matrix.parameters * _FLOAT_BYTES if matrix.bits > 8 else matrix.nbytes
