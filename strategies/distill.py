@@ -6,7 +6,8 @@ where asked for. `full` trains all float32 weights; `lora` norms, biases, and ad
 Dense, which are merged at the end. Weights that are packed integers stay; zeros of a pruned matrix
 stay zero. With `bits` the matrices are read as a later `quantize` will round them, by TFMOT's
 quantizers (quantization-aware training). Runs on every replica of `mirrored` and every worker of
-`multi_worker` (named before it), to the same result.
+`multi_worker` (named before it), to the same result. Of an encoder–decoder both sides learn: what
+was said after the sounds of `--calibration`, a text after itself where sources are tokens.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
 `--strategy=prune_structured+distill`. Before `quantize` it trains weights that lose little when
 rounded: `--strategy=distill+quantize --distill_bits=4 --quantize_bits=4 --quantize_method=rtn
@@ -33,12 +34,12 @@ import tfspeed
 from strategies.base import Strategy, option
 from tfspeed import gate
 from tfspeed.compression import copying, targets
+from tfspeed.compression.sources import Sources, sources
 from tfspeed.compression.tfmot_qat import Rounded, fake_quantized
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.weights import BLOCKS, fitting
 from tfspeed.training import TrainOptions, text, train
 from tfspeed.training.learning import every
-from tfspeed.training.sources import Sources, sources
 
 _SPARSE = 0.01  # a matrix with a larger share of zeros was pruned
 

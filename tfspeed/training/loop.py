@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspeed.compression import copying
+from tfspeed.compression.sources import Sources
 from tfspeed.devices import per_replica
 from tfspeed.digest import digest
 from tfspeed.errors import TfspeedError
@@ -22,7 +23,6 @@ from tfspeed.training.learning import every, small
 from tfspeed.training.lora import Adapted
 from tfspeed.training.loss import loss
 from tfspeed.training.options import TrainOptions
-from tfspeed.training.sources import Sources
 
 
 def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndarray,

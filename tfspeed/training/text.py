@@ -7,13 +7,13 @@ import numpy as np
 
 from tfspeed import engines
 from tfspeed.compression import calibration
+from tfspeed.compression.sources import Sources
 from tfspeed.digest import digest
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 from tfspeed.measure.progress import Progress
 from tfspeed.models.language_model import LanguageModel
-from tfspeed.training.sources import Sources
 
 SOURCES = ("text", "self")
 _ROWS = 16  # written at a time: more tokens a second, the memory of their caches
