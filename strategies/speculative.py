@@ -19,6 +19,7 @@ import dataclasses
 from strategies.base import Strategy, option
 from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder_model import DecoderModel
+from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
 from tfspeed.speculation import DRAFTS, Speculation
 from tfspeed.speculation.engine import exit_layer
 
@@ -44,12 +45,16 @@ class Speculative(Strategy):
         self._speculation = Speculation(**dataclasses.asdict(self.options))
 
     def apply(self, model, data=None):
-        if not isinstance(model, DecoderModel):
+        if not isinstance(model, DecoderModel | EncoderDecoderModel):
             raise TfspeedError("Speculation takes tokens back from a KV cache, which tfspeed's "
                                "decoders can.", model=model.name,
                                type=type(model.keras_model).__name__,
                                hint="Leave speculative out.")
-        exit_layer(self._speculation, model.config.num_layers)
+        if model.reads_source and self.options.draft == "low_bit":
+            raise TfspeedError("A low-bit draft runs under the fused engine, which has no encoder.",
+                               model=model.name, hint="Use --speculative_draft=lookup, or "
+                               "--engine=litert:int8 without speculative.")
+        exit_layer(self._speculation, model.layers)
         model = copy.copy(model)
         model.speculation = self._speculation
         return model

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import strategies
+from strategies.speculative import Options as SpeculativeOptions
 from strategies import distill
 from tests.models.seq2seq import sources, tiny
 from tfspeed.engines import create
@@ -12,11 +13,11 @@ from tfspeed.errors import TfspeedError
 PROMPTS = [[5, 9, 2], [7]]
 SLOW = pytest.mark.slow
 SHORT = {"distill": distill.Options(tokens=96, length=12)}
-EXACT = ["baseline", "mirrored", "multi_worker"]
+EXACT = ["baseline", "mirrored", "multi_worker", "speculative"]
 WORKS = ["bfloat16", "cluster", "distill", "float16", "keras_quantize", "low_rank", "prune",
          "quantize"]
 REFUSED = {"dataflow": "decoder", "prune_structured": "",
-           "speculative": "", "tensor_parallel": ""}
+           "tensor_parallel": ""}
 
 
 def tokens(model, engine="graph"):
@@ -40,6 +41,30 @@ def test_all_are_told_of():
                                                 if n != "baseline")])
 def test_exact_ones_give_the_same_tokens(name):
     np.testing.assert_array_equal(tokens(applied(name)[1]), tokens(tiny("whisper")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "engine", "draft"), [
+    ("whisper", "graph", "lookup"), ("whisper", "xla", "early_exit"), ("t5", "graph", "early_exit"),
+    ("bart", "graph", "lookup")])
+def test_drafts_change_no_token(shape, engine, draft):
+    model = tiny(shape, suppressed=(3, 9, 33), suppressed_first=(40,))
+    options = SpeculativeOptions(draft, exit_layer=1, adaptive=False, tokens=3)
+    drafting = create(engine, strategies.create("speculative", {"speculative": options}
+                                                ).apply(model))
+    alone = create(engine, model)
+    for rows, prompt in ((1, [5, 9, 2]), (1, [7, 8, 7, 8, 7]), (2, [4])):
+        heard = sources(model, 3)[-rows:]  # another source, the same text
+        made = [np.stack(list(each.generate([prompt] * rows, 20, encoded=each.encode(heard))))
+                for each in (drafting, alone)]
+        np.testing.assert_array_equal(*made)
+    assert drafting.counted()["drafted_tokens"] > 0
+
+
+def test_a_draft_in_few_bits_has_no_engine():
+    options = {"speculative": SpeculativeOptions("low_bit")}
+    with pytest.raises(TfspeedError, match="fused engine, which has no encoder"):
+        strategies.create("speculative", options).apply(tiny("whisper"))
 
 
 @pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in WORKS

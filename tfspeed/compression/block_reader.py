@@ -96,7 +96,7 @@ class Grams:
 
     def __init__(self, block: Block, kinds: Sequence[str]):
         self.layers = {kind: layers_of(block)[kind] for kind in kinds}
-        self.own_scale = block.config.post_norms
+        self.own_scale = block.attention.config.post_norms
         self._sums, self._count, self._rows = {}, 0, {}
 
     def watching(self):
@@ -125,7 +125,9 @@ class Grams:
 
 
 def layers_of(block: Block) -> dict:
-    return {"heads": block.attention.out, "neurons": block.mlp.down}
+    """What reads the units of each kind; `cross` where the block is an `EncoderDecoder`'s."""
+    layers = {"heads": block.attention.out, "neurons": block.mlp.down}
+    return layers | {"cross": block.cross.out} if hasattr(block, "cross") else layers
 
 
 def _rows(x) -> np.ndarray:

@@ -19,11 +19,13 @@ from tfspeed.models.config import DecoderConfig
 from tfspeed.models.decoder import Block, Decoder
 
 
-def check(decoder: Decoder) -> None:
+def check(blocks) -> None:
     """Refuses layers that are no plain products any more."""
-    for block in decoder.blocks:
+    for block in blocks:
+        crossing = block.cross if hasattr(block, "cross") else None
         for layer in (block.attention.query_key_value, block.attention.out, block.mlp.up,
-                      block.mlp.down):
+                      block.mlp.down, *((crossing.query, crossing.key_value, crossing.out)
+                                        if crossing else ())):
             if type(layer) is not keras.layers.Dense:
                 raise TfspeedError("Pruning whole units needs the float weights.",
                                    layer=layer.path, type=type(layer).__name__,
@@ -52,7 +54,7 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
     steps = {i: unit(c.layer(i), "neurons", multiple)[1] for i in range(c.num_layers)}
     config = pruned_config(c, cut, steps)
     made = rebuilt(decoder, decoder.get_config() | {"config": config.to_dict()})
-    _share_named(made, decoder, "embedding", "position_embedding", "final_norm", "head")
+    share_named(made, decoder, "embedding", "position_embedding", "final_norm", "head")
     reader = Reader(decoder, tokens)
     blocks = iter(made.blocks)
     last = max([*cut.heads, *cut.neurons], default=-1)  # behind it nothing is refitted
@@ -67,17 +69,18 @@ def build(decoder: Decoder, cut: Cut, tokens: np.ndarray, multiple: int) -> Deco
                 for _, out in reader.outputs(i, reader.x):
                     grams.see(out)
             for kind in kinds:
-                kept[kind] = _kept(kind, block, grams.of(kind), getattr(cut, kind)[i], multiple)
-        _fill(new, block, kept)
+                kept[kind] = kept_units(kind, block, grams.of(kind), getattr(cut, kind)[i],
+                                        multiple)
+        fill(new, block, kept)
         if i < last:
             reader.through(i, reader.x, new, into=reader.x)
         give_back()  # what the block took for a while: the next one's comes on top otherwise
     return made
 
 
-def _kept(kind, block, gram, steps, multiple) -> tuple[np.ndarray, np.ndarray]:
+def kept_units(kind, block, gram, steps, multiple) -> tuple[np.ndarray, np.ndarray]:
     """The units that stay, and the refitted matrix over their columns (and the bias)."""
-    width, step, _ = unit(block.config, kind, multiple)
+    width, step, _ = unit(block.attention.config, kind, multiple)
     dense = layers_of(block)[kind]
     matrix = matrix_of(dense)
     units = dense.kernel.shape[0] // width
@@ -86,43 +89,46 @@ def _kept(kind, block, gram, steps, multiple) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(units), gone), refitted(matrix, gram, columns)
 
 
-def _fill(new: Block, old: Block, kept: dict) -> None:
-    _share_named(new, old, "attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
-    _share_named(new.attention, old.attention, "query_norm", "key_norm")
-    c = old.config
+def fill(new: Block, old: Block, kept: dict) -> None:
+    """Gives a smaller block what is left of another's weights, of `kept_units` by kind."""
+    share_named(new, old, "attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
+    share_named(new.attention, old.attention, "query_norm", "key_norm")
+    c = old.attention.config
     if "heads" in kept:
         groups, matrix = kept["heads"]
         query = columns_of(groups, c.num_heads // c.num_kv_heads * c.head_dim)
         key = c.num_heads * c.head_dim + columns_of(groups, c.head_dim)
         value = key + c.num_kv_heads * c.head_dim
-        _select(new.attention.query_key_value, old.attention.query_key_value,
+        select(new.attention.query_key_value, old.attention.query_key_value,
                 np.concatenate([query, key, value]))
-        _assign(new.attention.out, matrix)
+        assign(new.attention.out, matrix)
     else:
-        _share_named(new.attention, old.attention, "query_key_value", "out")
+        share_named(new.attention, old.attention, "query_key_value", "out")
     if "neurons" in kept:
         neurons, matrix = kept["neurons"]
-        _select(new.mlp.up, old.mlp.up,
+        select(new.mlp.up, old.mlp.up,
                 np.concatenate([neurons, c.mlp_dim + neurons]) if c.gated_mlp else neurons)
-        _assign(new.mlp.down, matrix)
+        assign(new.mlp.down, matrix)
     else:
-        _share_named(new.mlp, old.mlp, "up", "down")
+        share_named(new.mlp, old.mlp, "up", "down")
 
 
-def _share_named(new, old, *names: str) -> None:
+def share_named(new, old, *names: str) -> None:
     """Shares the layers of these names, where there are such."""
     for name in names:
         if getattr(old, name, None) is not None:
             share(getattr(new, name), getattr(old, name))
 
 
-def _select(new, old, outputs: np.ndarray) -> None:
+def select(new, old, outputs: np.ndarray) -> None:
+    """Of a Dense layer some outputs."""
     renew(new._kernel, tf.gather(old.kernel, outputs, axis=1))
     if old.use_bias:
         renew(new.bias, tf.gather(old.bias, outputs))
 
 
-def _assign(dense, matrix: np.ndarray) -> None:
+def assign(dense, matrix: np.ndarray) -> None:
+    """Takes `[out, in]`, the bias as a last column."""
     inputs = dense.kernel.shape[0]
     renew(dense._kernel, matrix[:, :inputs].T)
     if dense.use_bias:

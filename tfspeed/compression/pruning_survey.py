@@ -26,7 +26,7 @@ _WINDOWS = 24  # of the calibration text at most, spread over it
 _TRIAL_WINDOWS = 2  # of these, for KL divergences
 _TRIAL = 0.25  # share of a layer's units that a trial takes out
 _LARGEST = 0.75  # that may go from one layer
-_PLACES = {"heads": "attention", "neurons": "mlp"}
+PLACES = {"heads": "attention", "neurons": "mlp", "cross": "cross"}  # of each kind of unit
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class Cut:
 
 def allowed_layers(config: DecoderConfig, kind: str, pattern: str) -> list[int]:
     """The layers whose name, `block_3/mlp`, `block_3/attention` or `block_3`, is matched."""
-    place = f"/{_PLACES[kind]}" if kind in _PLACES else ""
+    place = f"/{PLACES[kind]}" if kind in PLACES else ""
     return [i for i in range(config.num_layers) if re.search(pattern, f"block_{i}{place}")]
 
 
@@ -94,13 +94,9 @@ class Survey:
         gone, errors = removal(matrix, gram, units, step, steps_of(units, step, kind))
         if not len(gone):
             return
-        # Units that do nothing tell no scale.
-        tried = max(int(_TRIAL * units / step), 1 + np.searchsorted(errors, 1e-4 * errors[-1]))
-        tried = min(tried, len(gone))
-        kept = np.setdiff1d(np.arange(len(gram)), columns_of(gone[:tried].reshape(-1), width))
-        left = np.zeros_like(matrix)
-        left[:, kept] = refitted(matrix, gram, kept)
-        with replaced_calls((dense, lambda _: _product(left, dense))):
+        tried = tried_of(errors, units, step)
+        left = product_without(dense, matrix, gram, columns_of(gone[:tried].reshape(-1), width))
+        with replaced_calls((dense, lambda _: left)):
             out = self.reader.through(i, x[:_TRIAL_WINDOWS])
         cost = max(self.reader.divergence(self.reference, out, i + 1), 1e-9)
         self.curves[kind, i] = errors * (cost / max(errors[tried - 1], 1e-30))
@@ -133,13 +129,24 @@ def reach(config: DecoderConfig, wanted: dict[str, list[int]], multiple: int) ->
 
 def steps_of(units: int, step: int, kind: str) -> int:
     """How many steps a layer of so many units may take: some must stay."""
-    return (units - 1) // step if kind == "heads" else int(_LARGEST * units / step)
+    return int(_LARGEST * units / step) if kind == "neurons" else (units - 1) // step
 
 
-def _product(matrix: np.ndarray, dense):
-    """A call like that of `dense` with another matrix, `[out, in]` and perhaps a bias."""
-    kernel = tf.constant(matrix[:, :dense.kernel.shape[0]].T, dense.compute_dtype)
-    bias = tf.constant(matrix[:, -1], dense.compute_dtype) if dense.use_bias else 0
+def tried_of(errors: np.ndarray, units: int, step: int) -> int:
+    """Steps that a trial takes, whose divergence sets the scale of a layer's errors."""
+    # Units that do nothing tell no scale.
+    tried = max(int(_TRIAL * units / step), 1 + np.searchsorted(errors, 1e-4 * errors[-1]))
+    return min(tried, len(errors))
+
+
+def product_without(dense, matrix: np.ndarray, gram: np.ndarray, columns: np.ndarray):
+    """A call like that of `dense` with its matrix, `[out, in]` and perhaps a bias, refitted without
+    some columns."""
+    kept = np.setdiff1d(np.arange(len(gram)), columns)
+    left = np.zeros_like(matrix)
+    left[:, kept] = refitted(matrix, gram, kept)
+    kernel = tf.constant(left[:, :dense.kernel.shape[0]].T, dense.compute_dtype)
+    bias = tf.constant(left[:, -1], dense.compute_dtype) if dense.use_bias else 0
     return lambda x: x @ kernel + bias
 
 

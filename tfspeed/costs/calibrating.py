@@ -20,7 +20,6 @@ from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
 READS = [mb << 20 for mb in (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 512)]  # bytes
-_LARGE = ("cal-huge",)  # seconds until it runs: timed once
 
 _TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
 
@@ -69,8 +68,9 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
         for case in chosen:
             advance(f"{observer.threads} threads: {case.engine}, {case.model}")
             times[engine].append((case, observer.observe(case)))
-        if engine == "fused":  # where nothing has to be compiled for it
-            times[engine] = [_timed_again(observer, *pair) for pair in times[engine]]
+        if engine == "fused":
+            if not other:  # those after it begin with its constants
+                times[engine] = [_timed_again(observer, *pair) for pair in times[engine]]
             reads.append(observer.bandwidth(READS))
         spent[engine] = time.perf_counter() - begin
     if not other:
@@ -92,7 +92,7 @@ def _usual(reads: list[list[list[float]]]) -> list[list[float]]:
 
 def _timed_again(observer: Observer, case: Case, seen: dict) -> tuple[Case, dict]:
     """With what it takes at another moment."""
-    if case.model in _LARGE:
+    if case.model not in cases.SMALL:
         return case, seen
     again = observer.observe(case)
     return case, {name: [*seen[name], *again[name]] for name in ("ttft_s", "tpot_s")}

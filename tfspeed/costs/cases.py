@@ -48,7 +48,10 @@ MODELS = {  # a calibration's
     "wide-170m": _decoder(5, 1280, 20, 4, 64, 4608, 40960),
     "mini-15m": _decoder(5, 448, 7, 7, 64, 1216, 6144),
 }
+SMALL = ("cal-small", "cal-thin", "cal-middle", "cal-plain")  # they run in no time
 DEFAULT_MODEL = "smollm2-135m"
+
+
 def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
     """The generations that the constants of a kind of engine are fitted to; `short`: where those
     of another number of threads are known already."""
@@ -63,13 +66,14 @@ def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
 
 _ALL = ("float32", "float16", "int8", "int4,head=int4")
 _FUSED = [  # model, formats, loads: batch, prompt, new
+    ("cal-huge", ("float32", "int8"), ((1, 48, 12), (3, 24, 8))),
     ("cal-small", _ALL, ((1, 96, 16), (7, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-thin", ("int8",), ((6, 160, 12),)),
     ("cal-middle", ("float32", "int8"), ((1, 64, 16), (4, 120, 12), (12, 40, 12), (1, 900, 12))),
-    ("cal-middle", ("float16", "int4,head=int4"), ((1, 64, 16), (3, 100, 12), (1, 900, 12))),
-    ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
-    ("cal-huge", ("float32", "int8"), ((1, 48, 12), (3, 24, 8)))]
+    ("cal-middle", ("float16", "int4,head=int4"), ((1, 64, 16), (3, 100, 12))),
+    ("cal-middle", ("int4,head=int4",), ((1, 900, 12),)),
+    ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12)))]
 _FUSED_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16), (7, 32, 12))),
     ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
@@ -80,12 +84,14 @@ _FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
 _LITERT = [
     ("cal-small", _FORMS, ((1, 96, 16), (7, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
-    ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
-    ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12))),
-    ("cal-large", ("float32", "int8"), ((1, 40, 12),))]
+    ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12))),
+    ("cal-middle", ("int8",), ((1, 900, 12),)),
+    ("cal-plain", ("int8",), ((5, 100, 12),)),
+    ("cal-large", ("float32",), ((1, 40, 12),))]
 _LITERT_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16),)),
-    ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12)))]
+    ("cal-middle", _FORMS, ((4, 120, 12),)),
+    ("cal-middle", ("int8",), ((1, 64, 16),))]
 _PACKED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     ("cal-small", ("graph", "xla"), ((1, 300, 12),)),

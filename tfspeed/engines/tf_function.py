@@ -33,7 +33,7 @@ class TfFunctionEngine(Engine):
         if encoded is None and self.model.reads_source:
             encoded = self.encode(self.model.default_source(len(tokens)))
         if self._score is None:
-            self._score = self.compiled(lambda tokens, *source: self._after(source).score(tokens))
+            self._score = self.compiled(lambda tokens, *source: self.after(source).score(tokens))
         source = () if encoded is None else (encoded,)
         tokens = np.asarray(tokens, np.int32)
         return place.gather(self._score(place.shard(tokens), *source))[:len(tokens)]
@@ -50,7 +50,7 @@ class TfFunctionEngine(Engine):
             self._encode = self.compiled(encode)
         return self._encode(place.shard(self.model.checked_source(source)))
 
-    def _after(self, source: tuple):
+    def after(self, source: tuple):
         """The model, after what was encoded: one thing, or none."""
         return self.model.given(*source) if source else self.model
 
@@ -97,12 +97,12 @@ class TfFunctionEngine(Engine):
             def prefill(tokens, lengths, source, *settings):
                 self.traces += 1  # Python code runs once a trace
                 state = self.model.initial_state(tokens.shape[0], capacity)
-                logits, state = self._after(source).prefill(tokens, lengths, state)
+                logits, state = self.after(source).prefill(tokens, lengths, state)
                 return choose(logits, *settings), state
 
             def step(tokens, state, source, *settings):
                 self.traces += 1
-                logits, state = self._after(source).step(tokens, state)
+                logits, state = self.after(source).step(tokens, state)
                 return choose(logits, *settings), state
 
             self._functions[key] = self.compiled(prefill), self.compiled(step)

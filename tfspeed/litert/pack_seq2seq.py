@@ -91,12 +91,12 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
         *(f"convolution_{i}" for i in range(
             len(model.convolutions) if c.source == "audio" else 0))])
 
-    def product(name, layer, scale=None):
+    def product(name, layer, queries=0):
         if (type(layer) not in dense.KINDS or layer.activation is not keras.activations.linear):
             raise unsupported(layer)
         found = Dense(layer)
-        if scale is not None:
-            found.scale_outputs(slice(0, c.num_heads * c.head_dim), c.query_scale)
+        if queries:
+            found.scale_outputs(slice(0, queries * c.head_dim), c.query_scale)
         *first, weight = found.weights(name, formats)
         return Product(weight, found.bias, first[0] if first else None)
 
@@ -104,13 +104,15 @@ def pack_encoder_decoder(model: EncoderDecoder, formats: Formats) -> PackedEncod
         at, attention, mlp = layer.name, layer.attention, layer.mlp
         return PackedBlock(
             norm(layer.attention_norm), norm(layer.mlp_norm),
-            product(f"{at}/attention/query_key_value", attention.query_key_value, True),
+            product(f"{at}/attention/query_key_value", attention.query_key_value,
+                    attention.config.num_heads),
             product(f"{at}/attention/out", attention.out), product(f"{at}/mlp/up", mlp.up),
             product(f"{at}/mlp/down", mlp.down), None, None, None)
 
     def cross(layer):
         at, own = layer.name, layer.cross
-        return PackedCross(norm(layer.cross_norm), product(f"{at}/cross/query", own.query, True),
+        return PackedCross(norm(layer.cross_norm),
+                           product(f"{at}/cross/query", own.query, own.num_heads),
                            product(f"{at}/cross/key_value", own.key_value),
                            product(f"{at}/cross/out", own.out))
 

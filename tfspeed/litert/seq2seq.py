@@ -30,7 +30,7 @@ def given_names(config: EncoderDecoderConfig) -> list[str]:
 def decoder_config(config: EncoderDecoderConfig) -> DecoderConfig:
     """What `Lowering` must know of the decoder."""
     return dataclasses.replace(
-        config.block, positions="learned" if config.positions == "learned" else "none",
+        config.side(1), positions="learned" if config.positions == "learned" else "none",
         embedding_scale=config.embedding_scale)
 
 
@@ -46,8 +46,8 @@ class CrossLowering(Lowering):
     def _positions(self, slots, starts):
         super()._positions(slots, starts)
         c, g = self.whole, self.graph
-        shape = (self.batch, c.num_heads, c.source_length, c.head_dim)
-        self.given = [g.input(name, shape) for name in cross_names(c)]
+        self.given = [g.input(name, (self.batch, c.cross(i // 2), c.source_length, c.head_dim))
+                      for i, name in enumerate(cross_names(c))]
         self.source_bias = None
         if c.source == "tokens":
             self.source_bias = g.input(BIAS, (self.batch, 1, 1, c.source_length))
@@ -85,8 +85,9 @@ class CrossLowering(Lowering):
     def _cross(self, x, layer: int) -> Tensor:
         c, g, batch, length = self.whole, self.graph, self.batch, self.length
         cross, keys, values = self.parts.cross[layer], *self.given[2 * layer:2 * layer + 2]
-        query = g.reshape(self._product(x, cross.query), (batch, length, c.num_heads, c.head_dim))
-        query = (g.reshape(query, (batch, c.num_heads, 1, c.head_dim)) if length == 1
+        heads = c.cross(layer)
+        query = g.reshape(self._product(x, cross.query), (batch, length, heads, c.head_dim))
+        query = (g.reshape(query, (batch, heads, 1, c.head_dim)) if length == 1
                  else g.transpose(query, (0, 2, 1, 3)))
         scores = g.matmul(query, keys, transpose_b=True)
         if self.source_bias is not None:
@@ -94,7 +95,7 @@ class CrossLowering(Lowering):
         mixed = g.matmul(g.softmax(scores), values)
         if length > 1:
             mixed = g.transpose(mixed, (0, 2, 1, 3))
-        mixed = g.reshape(mixed, (batch, length, c.num_heads * c.head_dim))
+        mixed = g.reshape(mixed, (batch, length, heads * c.head_dim))
         return self._product(mixed, cross.out)
 
     def _norm(self, x, norm):
@@ -115,7 +116,7 @@ class EncodeLowering(Lowering):
 
     def __init__(self, file: TfliteFile, config: EncoderDecoderConfig,
                  packed: PackedEncoderDecoder, batch: int):
-        super().__init__(file, decoder_config(config), packed.decoder, ENCODE, batch,
+        super().__init__(file, config.side(0), packed.decoder, ENCODE, batch,
                          config.source_length, 1)
         self.whole, self.parts, self.bias = config, packed, None
 
@@ -129,18 +130,19 @@ class EncodeLowering(Lowering):
             self.bias = added if self.bias is None else g.add(added, self.bias)
         if self.parts.embedding_norms is not None:
             x = self._norm(x, self.parts.embedding_norms[0])
-        for block in self.parts.encoder:
-            out = self._within(self._norm(x, block.attention_norm) if pre else x, block)
+        for layer, block in enumerate(self.parts.encoder):
+            out = self._within(self._norm(x, block.attention_norm) if pre else x, block, layer)
             x = g.add(x, out) if pre else self._norm(g.add(x, out), block.attention_norm)
-            out = self._mlp(self._norm(x, block.mlp_norm) if pre else x, block, 0)
+            out = self._mlp(self._norm(x, block.mlp_norm) if pre else x, block, layer)
             x = g.add(x, out) if pre else self._norm(g.add(x, out), block.mlp_norm)
         if self.parts.encoder_norm is not None:
             x = self._norm(x, self.parts.encoder_norm)
         outputs = {}
         for layer, cross in enumerate(self.parts.cross):
-            both = self._heads(self._product(x, cross.key_value), 2 * c.num_heads)
+            heads = c.cross(layer)
+            both = self._heads(self._product(x, cross.key_value), 2 * heads)
             for at, part in enumerate("kv"):
-                outputs[f"cross_{part}_{layer}"] = g.slice(both, 1, at * c.num_heads, c.num_heads)
+                outputs[f"cross_{part}_{layer}"] = g.slice(both, 1, at * heads, heads)
         g.finish(outputs)
 
     def _source(self) -> Tensor:
@@ -185,16 +187,16 @@ class EncodeLowering(Lowering):
         x = g.reshape(x, (self.batch, c.source_length, count, c.head_dim))
         return g.transpose(x, (0, 2, 1, 3))
 
-    def _within(self, x: Tensor, block: PackedBlock) -> Tensor:
+    def _within(self, x: Tensor, block: PackedBlock, layer: int) -> Tensor:
         """Self-attention in which every position sees every other."""
-        c, g = self.whole, self.graph
-        heads = self._heads(self._product(x, block.query_key_value), 3 * c.num_heads)
-        query, key, value = (g.slice(heads, 1, i * c.num_heads, c.num_heads) for i in range(3))
+        c, g, count = self.whole, self.graph, self.config.layer(layer).num_heads
+        heads = self._heads(self._product(x, block.query_key_value), 3 * count)
+        query, key, value = (g.slice(heads, 1, i * count, count) for i in range(3))
         scores = g.matmul(query, key, transpose_b=True)
         if self.bias is not None:
             scores = g.add(scores, self.bias)
         mixed = g.transpose(g.matmul(g.softmax(scores), value), (0, 2, 1, 3))
-        mixed = g.reshape(mixed, (self.batch, c.source_length, c.num_heads * c.head_dim))
+        mixed = g.reshape(mixed, (self.batch, c.source_length, count * c.head_dim))
         return self._product(mixed, block.out)
 
 

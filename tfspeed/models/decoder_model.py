@@ -19,6 +19,10 @@ class DecoderModel(LanguageModel):
     def config(self):
         return self.keras_model.config
 
+    @property
+    def layers(self) -> int:
+        return self.config.num_layers
+
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32",
                         unread: bool = False) -> "DecoderModel":
@@ -32,6 +36,18 @@ class DecoderModel(LanguageModel):
         hidden, state = self.keras_model.forward(tokens, lengths, state)
         return self.keras_model.logits(hidden[:, -1]), state
 
+    def read(self, tokens, positions, slots, caches, index, layers: int = 0):
+        """float32 logits after each token, `[batch, length, vocabulary]`, and the new caches.
+
+        Args:
+            tokens, positions, slots, caches, index: see `Decoder.read`.
+            layers: those after so many are left out; 0: none is.
+        """
+        decoder = self.keras_model
+        hidden, caches = decoder.read(tokens, positions, slots, caches, index,
+                                      first_blocks(decoder.blocks, layers, 2))
+        return decoder.logits(hidden), caches
+
     def score(self, tokens):
         return self.keras_model(tokens)
 
@@ -43,3 +59,17 @@ class DecoderModel(LanguageModel):
         weights = self.weights_bytes - sum(variable_bytes(v) for v in looked_up)
         itemsize = tf.as_dtype(decoder.compute_dtype).size
         return weights + c.cache_bytes(batch, context, itemsize)
+
+
+def first_blocks(blocks, count: int, cache: int):
+    """A `run_block` that leaves out all blocks but the first `count`; 0: it leaves out none.
+
+    Args:
+        cache: which argument after x is a block's cache.
+    """
+    kept = {id(block) for block in blocks[:count or len(blocks)]}
+
+    def run(block, x, *args):
+        return block(x, *args) if id(block) in kept else (x, args[cache])
+
+    return run

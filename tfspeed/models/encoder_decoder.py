@@ -22,6 +22,10 @@ MASKED = -1e9  # finite, as in `Decoder`
 PADDING = -1   # of token sources, on the right
 
 
+def _whole(block: EncoderDecoderBlock, *args):
+    return block(*args)
+
+
 @keras.saving.register_keras_serializable("tfspeed")
 class EncoderDecoder(ConvertibleModel, keras.Model):
     """The model. `call((source, tokens))` scores whole texts; `encode`, then `forward`, continue
@@ -64,10 +68,10 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
                           for n, side in zip(rows, ("encoder", "decoder"), strict=True)]
         if c.embedding_norm:
             self.embedding_norms = [norm("encoder_embedding_norm"), norm("decoder_embedding_norm")]
-        self.encoder = [EncoderDecoderBlock(c, False, initializer, dtype=policy,
-                                            name=f"encoder_{i}") for i in range(c.encoder_layers)]
-        self.decoder = [EncoderDecoderBlock(c, True, initializer, dtype=policy,
-                                            name=f"decoder_{i}") for i in range(c.decoder_layers)]
+        self.encoder, self.decoder = (
+            [EncoderDecoderBlock(c, bool(side), i, initializer, dtype=policy, name=f"{name}_{i}")
+             for i in range(c.side(side).num_layers)]
+            for side, name in enumerate(("encoder", "decoder")))
         if c.final_norm:
             self.final_norms = [norm("encoder_norm"), norm("decoder_norm")]
         if c.logit_bias:
@@ -80,15 +84,17 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
             self.head.build((None, None, c.hidden_dim))
         self.built = True
 
-    def encode(self, source) -> dict:
+    def encode(self, source, run_block=_whole) -> dict:
         """What the decoder needs of a source: `cross`, keys and values a layer, and `bias`, float32
-        `[batch, 1, 1, source]`, 0 or masked."""
-        c = self.config
-        bias = None
+        `[batch, 1, 1, source]`, 0 or masked.
+
+        Args:
+            run_block: calls one block; a model whose blocks are sharded has its own.
+        """
+        c, bias = self.config, self.source_bias(source)
         if c.source == "audio":
             x = self.listen(ops.cast(source, self.compute_dtype))
         else:
-            bias = ops.where(source >= 0, 0.0, MASKED)[:, None, None, :]
             x = self.embed(ops.maximum(source, 0))
         length = ops.shape(x)[1]
         places = ops.arange(length, dtype="int32")
@@ -98,12 +104,16 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
             x = self.embedding_norms[0](x)
         hidden = self._within(0, places[None], places[None])
         for block in self.encoder:
-            x, _ = block(x, hidden if bias is None else hidden + bias)
+            x, _ = run_block(block, x, hidden if c.source == "audio" else hidden + bias)
         if c.final_norm:
             x = self.final_norms[0](x)
-        if bias is None:
-            bias = ops.zeros((ops.shape(x)[0], 1, 1, length), "float32")
         return {"cross": [block.cross.keys_values(x) for block in self.decoder], "bias": bias}
+
+    def source_bias(self, source):
+        """What hides a source's padding, float32 `[batch, 1, 1, source]`, 0 or masked."""
+        if self.config.source == "tokens":
+            return ops.where(source >= 0, 0.0, MASKED)[:, None, None, :]
+        return ops.zeros((ops.shape(source)[0], 1, 1, (ops.shape(source)[1] + 1) // 2), "float32")
 
     def listen(self, frames):
         """Log-mel frames `[batch, frames, mels]` → `[batch, frames / 2, hidden]`, Whisper's two
@@ -119,18 +129,21 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         """Empty caches of the decoder, see `Decoder.initial_state`."""
-        c = self.config
-        shape = (batch, c.num_heads, capacity, c.head_dim)
+        c = self.config.side(1)
 
-        def cache():
+        def cache(layer):
+            shape = (batch, c.layer(layer).num_heads, capacity, c.head_dim)
             return ops.zeros(shape, self.compute_dtype)
 
-        return {"caches": [(cache(), cache()) for _ in self.decoder],
+        return {"caches": [(cache(i), cache(i)) for i in range(c.num_layers)],
                 "positions": ops.full((batch, capacity), -1, "int32"),
                 "lengths": ops.zeros((batch,), "int32"), "index": ops.zeros((), "int32")}
 
-    def forward(self, tokens, lengths, state: dict, encoded: dict):
+    def forward(self, tokens, lengths, state: dict, encoded: dict, run_block=_whole):
         """Reads `[batch, length]` tokens, padded on the left, into the state.
+
+        Args:
+            run_block: see `encode`.
 
         Returns:
             Hidden states `[batch, length, hidden]` for `logits`, and the new state.
@@ -139,12 +152,13 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
         offset = ops.arange(length, dtype="int32")[None, :] - (length - lengths)[:, None]
         positions = ops.where(offset >= 0, state["lengths"][:, None] + offset, -1)
         slots = ops.slice_update(state["positions"], (0, state["index"]), positions)
-        hidden, caches = self._read(tokens, positions, slots, state["caches"], state["index"],
-                                    encoded)
+        hidden, caches = self.read(tokens, positions, slots, state["caches"], state["index"],
+                                   encoded, run_block)
         return hidden, {"caches": caches, "positions": slots, "lengths": state["lengths"] + lengths,
                         "index": state["index"] + length}
 
-    def _read(self, tokens, positions, slots, caches, index, encoded):
+    def read(self, tokens, positions, slots, caches, index, encoded, run_block=_whole):
+        """The decoder's layers, see `Decoder.read`."""
         c, x = self.config, self.embed(tokens)
         if c.positions == "learned":
             x = x + self.positions[1](ops.clip(positions, 0, c.context_length - 1))
@@ -155,7 +169,7 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
         bias = ops.where(seen, 0.0, MASKED)[:, None] + self._within(1, positions, slots)
         filled = []
         for block, cache, cross in zip(self.decoder, caches, encoded["cross"], strict=True):
-            x, cache = block(x, bias, cache, index, cross, encoded["bias"])
+            x, cache = run_block(block, x, bias, cache, index, cross, encoded["bias"])
             filled.append(cache)
         return (self.final_norms[1](x) if c.final_norm else x), filled
 
@@ -186,10 +200,13 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
 
     def score(self, tokens, encoded: dict):
         """float32 logits `[batch, length, vocabulary]` of whole texts `[batch, length]`."""
+        return self.logits(self.hidden(tokens, encoded))
+
+    def hidden(self, tokens, encoded: dict):
+        """Of whole texts, `[batch, length, hidden]`, see `Decoder.hidden`."""
         places = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
         nothing = [None] * len(self.decoder)
-        hidden, _ = self._read(tokens, places, places, nothing, None, encoded)
-        return self.logits(hidden)
+        return self.read(tokens, places, places, nothing, None, encoded)[0]
 
     def call(self, inputs):
         """float32 logits of tokens after a source, see above."""

@@ -23,6 +23,10 @@ class EncoderDecoderConfig:
     the output layer reads (T5 with tied embeddings), `logit_bias` adds to what it gives (BART).
     `suppressed` are ids that generation never gives, `suppressed_first` those that none begins
     with (Whisper).
+
+    Pruning leaves layers of different sizes: `encoder_heads`, `decoder_heads`, `cross_heads`,
+    `encoder_mlp_dims` and `decoder_mlp_dims` then have one entry a layer. A table of relative
+    positions has a column for each of `num_heads`, so that self-attention keeps them all.
     """
 
     vocabulary_size: int
@@ -55,6 +59,11 @@ class EncoderDecoderConfig:
     tied_embeddings: bool = True
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
+    encoder_heads: tuple[int, ...] = ()
+    decoder_heads: tuple[int, ...] = ()
+    cross_heads: tuple[int, ...] = ()
+    encoder_mlp_dims: tuple[int, ...] = ()
+    decoder_mlp_dims: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("vocabulary_size", "encoder_layers", "decoder_layers", "hidden_dim",
@@ -86,6 +95,22 @@ class EncoderDecoderConfig:
                                "many.", relative_buckets=self.relative_buckets,
                                relative_distance=self.relative_distance)
 
+        for name, layers, most in (
+                ("encoder_heads", self.encoder_layers, self.num_heads),
+                ("decoder_heads", self.decoder_layers, self.num_heads),
+                ("cross_heads", self.decoder_layers, self.num_heads),
+                ("encoder_mlp_dims", self.encoder_layers, self.mlp_dim),
+                ("decoder_mlp_dims", self.decoder_layers, self.mlp_dim)):
+            counts = getattr(self, name)
+            if counts and (len(counts) != layers or any(
+                    type(n) is not int or not 1 <= n <= most for n in counts)):
+                raise TfspeedError(f"{name} needs one integer a layer, from 1 to {most}.",
+                                   layers=layers, **{name: counts})
+        if self.positions == "relative" and (self.encoder_heads or self.decoder_heads):
+            raise TfspeedError("Relative positions belong to the heads of all layers: none can "
+                               "have fewer.", encoder_heads=self.encoder_heads,
+                               decoder_heads=self.decoder_heads)
+
     @property
     def query_scale(self) -> float:
         return self.attention_scale or self.head_dim**-0.5
@@ -95,31 +120,43 @@ class EncoderDecoderConfig:
         """Log-mel frames that the encoder reads: its second convolution halves them."""
         return 2 * self.source_length
 
-    @property
-    def block(self) -> DecoderConfig:
-        """What self-attention and MLP of either side are built of."""
+    def side(self, side: int) -> DecoderConfig:
+        """What self-attention and MLP of a side are built of: 0 the encoder, 1 the decoder."""
+        layers = (self.encoder_layers, self.decoder_layers)[side]
+        heads = (self.encoder_heads, self.decoder_heads)[side]
+        widths = (self.encoder_mlp_dims, self.decoder_mlp_dims)[side]
+        most = max(heads, default=self.num_heads)
         return DecoderConfig(
-            vocabulary_size=self.vocabulary_size, num_layers=self.decoder_layers,
-            hidden_dim=self.hidden_dim, num_heads=self.num_heads, num_kv_heads=self.num_heads,
-            head_dim=self.head_dim, mlp_dim=self.mlp_dim, context_length=self.context_length,
-            family=self.family, norm=self.norm, norm_epsilon=self.norm_epsilon,
-            activation=self.activation, gated_mlp=self.gated_mlp, positions="none",
-            qkv_bias=self.biases, attention_out_bias=self.biases, mlp_bias=self.biases,
-            attention_scale=self.query_scale, tied_embeddings=self.tied_embeddings)
+            vocabulary_size=self.vocabulary_size, num_layers=layers, hidden_dim=self.hidden_dim,
+            num_heads=most, num_kv_heads=most, layer_kv_heads=heads, head_dim=self.head_dim,
+            mlp_dim=max(widths, default=self.mlp_dim), mlp_dims=widths,
+            context_length=self.context_length, family=self.family, norm=self.norm,
+            norm_epsilon=self.norm_epsilon, activation=self.activation, gated_mlp=self.gated_mlp,
+            positions="none", qkv_bias=self.biases, attention_out_bias=self.biases,
+            mlp_bias=self.biases, attention_scale=self.query_scale,
+            tied_embeddings=self.tied_embeddings)
+
+    def cross(self, layer: int) -> int:
+        """Heads of a layer's cross-attention."""
+        return self.cross_heads[layer] if self.cross_heads else self.num_heads
 
     def attended_bytes(self, batch: int, context: int, source: int, itemsize: int) -> int:
         """Bytes of keys and values that a step reads, of its own tokens and of the source."""
-        width = self.num_heads * self.head_dim
-        return 2 * batch * self.decoder_layers * (context + source) * width * itemsize
+        heads = sum(context * self.side(1).layer(i).num_heads + source * self.cross(i)
+                    for i in range(self.decoder_layers))
+        return 2 * batch * heads * self.head_dim * itemsize
 
     @property
     def parameter_count(self) -> int:
         """Weights of an `EncoderDecoder` of this config."""
         norm = self.hidden_dim * (2 if self.norm == "layer" else 1)
-        heads = self.num_heads * self.head_dim
-        cross = norm + 4 * self.hidden_dim * heads + self.biases * (3 * heads + self.hidden_dim)
-        layers = self.encoder_layers + self.decoder_layers
-        total = layers * self.block.block_parameters + self.decoder_layers * cross
+        sides = self.side(0), self.side(1)
+        total = sum(side.layer(i).block_parameters for side in sides
+                    for i in range(side.num_layers))
+        for i in range(self.decoder_layers):
+            width = self.cross(i) * self.head_dim
+            total += norm + 4 * self.hidden_dim * width
+            total += self.biases * (3 * width + self.hidden_dim)
         total += norm * 2 * (self.final_norm + self.embedding_norm)
         table = self.vocabulary_size * self.hidden_dim
         total += table * (1 if self.tied_embeddings else 2)

@@ -10,10 +10,11 @@ from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 class CrossAttention(keras.layers.Layer):
     """Queries of the decoder over keys and values of the encoder, which are made once."""
 
-    def __init__(self, config: EncoderDecoderConfig, initializer: str = "glorot_uniform", **kwargs):
+    def __init__(self, config: EncoderDecoderConfig, num_heads: int,
+                 initializer: str = "glorot_uniform", **kwargs):
         super().__init__(autocast=False, **kwargs)  # see decoder.Attention
-        self.config = c = config
-        width = c.num_heads * c.head_dim
+        self.config, self.num_heads = config, num_heads
+        c, width = config, self.out_width
 
         def dense(units, inputs, name):
             layer = keras.layers.Dense(units, use_bias=c.biases, kernel_initializer=initializer,
@@ -29,7 +30,7 @@ class CrossAttention(keras.layers.Layer):
     def keys_values(self, encoded):
         """Of `[batch, source, hidden]`, each `[batch, heads, source, head_dim]`."""
         heads = self._heads(self.key_value(encoded))
-        return heads[:, :self.config.num_heads], heads[:, self.config.num_heads:]
+        return heads[:, :self.num_heads], heads[:, self.num_heads:]
 
     def call(self, x, keys, values, bias):
         """Args:
@@ -44,7 +45,7 @@ class CrossAttention(keras.layers.Layer):
 
     @property
     def out_width(self) -> int:
-        return self.config.num_heads * self.config.head_dim
+        return self.num_heads * self.config.head_dim
 
     def _heads(self, x):
         batch, length = ops.shape(x)[0], ops.shape(x)[1]
@@ -55,11 +56,11 @@ class CrossAttention(keras.layers.Layer):
 class EncoderDecoderBlock(keras.layers.Layer):
     """One layer of either side: self-attention, cross-attention in the decoder, MLP."""
 
-    def __init__(self, config: EncoderDecoderConfig, cross: bool,
+    def __init__(self, config: EncoderDecoderConfig, cross: bool, layer: int,
                  initializer: str = "glorot_uniform", **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.config = c = config
-        policy = self.dtype_policy
+        policy, own = self.dtype_policy, config.side(int(cross)).layer(layer)
         # Cross-attention only in the decoder; a plain attribute tells which side this is.
         self.crosses = cross
 
@@ -67,12 +68,13 @@ class EncoderDecoderBlock(keras.layers.Layer):
             return Norm(c.norm, c.norm_epsilon, c.hidden_dim, dtype=policy, name=name)
 
         self.attention_norm = norm("attention_norm")
-        self.attention = Attention(c.block, initializer, dtype=policy, name="attention")
+        self.attention = Attention(own, initializer, dtype=policy, name="attention")
         if cross:
             self.cross_norm = norm("cross_norm")
-            self.cross = CrossAttention(c, initializer, dtype=policy, name="cross")
+            self.cross = CrossAttention(c, c.cross(layer), initializer, dtype=policy,
+                                        name="cross")
         self.mlp_norm = norm("mlp_norm")
-        self.mlp = MLP(c.block, initializer, dtype=policy, name="mlp")
+        self.mlp = MLP(own, initializer, dtype=policy, name="mlp")
         self.built = True
 
     def call(self, x, bias, cache=None, index=None, keys_values=None, source_bias=None):

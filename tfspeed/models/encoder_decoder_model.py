@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
 from tfspeed.models.checkpoint import Checkpoint, filled_model
+from tfspeed.models.decoder_model import first_blocks
 from tfspeed.models.encoder_decoder import MASKED, PADDING, EncoderDecoder
 from tfspeed.models.language_model import LanguageModel, variable_bytes
 from tfspeed.models.seq2seq_names import named_variables
@@ -45,6 +46,11 @@ class EncoderDecoderModel(LanguageModel):
     @property
     def config(self):
         return self.keras_model.config
+
+    @property
+    def layers(self) -> int:
+        """Of the decoder."""
+        return self.config.decoder_layers
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, dtype: str = "float32",
@@ -126,6 +132,13 @@ class EncoderDecoderModel(LanguageModel):
     def _read(self, tokens, lengths, state):
         hidden, state = self.keras_model.forward(tokens, lengths, state, self._source_of(tokens))
         return self.keras_model.logits(hidden[:, -1]), state
+
+    def read(self, tokens, positions, slots, caches, index, layers: int = 0):
+        """See `DecoderModel.read`; logits are those that `step` gives."""
+        model = self.keras_model
+        hidden, caches = model.read(tokens, positions, slots, caches, index,
+                                    self._source_of(tokens), first_blocks(model.decoder, layers, 1))
+        return self._without(model.logits(hidden), self.suppressed), caches
 
     def _source_of(self, tokens):
         if self._encoded is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tfspeed.engines.base import Engine
-from tfspeed.engines.wrapping import Wrapping
+from tfspeed.engines.wrapping import Wrapping, given
 from tfspeed.errors import TfspeedError
 from tfspeed.speculation import Speculation
 from tfspeed.speculation.account import Account
@@ -37,8 +37,7 @@ class SpeculativeEngine(Wrapping):
                                hint="Leave mirrored or tensor_parallel out.")
         super().__init__(inner)
         self._speculation = speculation
-        layers = inner.model.config.num_layers
-        self._exit_layer = exit_layer(speculation, layers)
+        self._exit_layer = exit_layer(speculation, inner.model.layers)
         self._widths = tuple(w for w in inner.pass_widths if w <= speculation.tokens + 1)
         self._texts: list[Text] = []
         self._copy: Engine | None = None
@@ -63,14 +62,17 @@ class SpeculativeEngine(Wrapping):
     def counted(self):
         return self._counts.summary()
 
-    def _generate(self, prompts, new_tokens, sampling, stop_tokens):
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens, encoded=None):
         if len(prompts) > 1 or new_tokens == 1:
-            yield from self.inner.generate(prompts, new_tokens, sampling, stop_tokens)
+            yield from self.inner.generate(prompts, new_tokens, sampling, stop_tokens,
+                                           **given(encoded))
             return
         stops, count = set(stop_tokens.tolist()), 0
         # Of their own, while others generate.
         text = self._text(len(prompts[0]), new_tokens)
         drafter = self._drafters.pop() if self._drafters else self._drafter()
+        if encoded is not None:
+            text.hear(encoded)
         generation = Generation(text, drafter, self._account, self._counts,
                                 self._speculation.adaptive)
         try:

@@ -18,6 +18,10 @@ class Text:
         """Whether it can be used for so many tokens."""
         raise NotImplementedError
 
+    def hear(self, encoded) -> None:
+        """What begins from now on goes on from a source, see `Engine.encode`."""
+        raise NotImplementedError
+
     def begin(self, prompt: list[int], sampling: Sampling) -> int:
         """Forgets what was read before, reads a prompt and chooses the token after it."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ _DOUBT = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 
 class TfText(Text):
     """Args:
-        engine: a `TfFunctionEngine` over a `DecoderModel`.
+        engine: a `TfFunctionEngine` over a `DecoderModel` or an `EncoderDecoderModel`.
         prompt_tokens, new_tokens: what it is opened for.
         exit_layer: layers of `leave_early`; 0: it is not used.
     """
@@ -26,10 +26,13 @@ class TfText(Text):
     def __init__(self, engine, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
                  exit_layer: int = 0):
         self._engine, self.widths = engine, widths
-        self._decoder, self._exit_layer = engine.model.keras_model, exit_layer
-        self.boundary = boundary(self._decoder.config)
+        self._source, self._exit_layer = (), exit_layer
+        self.boundary = 0 if engine.model.reads_source else boundary(engine.model.config)
         self._capacity = _capacity(prompt_tokens, new_tokens)
-        self._doubt = _DOUBT.get(self._decoder.compute_dtype, 0.5)
+        self._doubt = _DOUBT.get(engine.model.keras_model.compute_dtype, 0.5)
+
+    def hear(self, encoded):
+        self._source = (encoded,)
 
     def fits(self, prompt_tokens, new_tokens):
         return _capacity(prompt_tokens, new_tokens) == self._capacity
@@ -39,7 +42,8 @@ class TfText(Text):
         length = bucket(len(prompt))
         self._padding, self._behind = length - len(prompt), len(prompt)
         tokens, lengths = pad_left([prompt], length)
-        chosen, self._state = self._function("prefill")(tokens, lengths, *self._settings(0, 1))
+        chosen, self._state = self._function("prefill")(tokens, lengths, self._source,
+                                                        *self._settings(0, 1))
         self._warm_up()
         return int(chosen.numpy()[0])
 
@@ -50,13 +54,13 @@ class TfText(Text):
                 self._state = {**self._state, "lengths": tf.constant([start]),
                                "index": tf.constant(start + self._padding)}
             chosen, self._state = self._function("step")(
-                tf.constant(tokens), self._state, *self._settings(count, 1))
+                tf.constant(tokens), self._state, self._source, *self._settings(count, 1))
             self._filled = self._behind = start + 1
             yield int(chosen.numpy()[0])
             return
         chosen, lead, self._state = self._function(width)(
             tf.constant([tokens]), tf.constant(start), tf.constant(start + self._padding),
-            self._state, *self._settings(count, width))
+            self._state, self._source, *self._settings(count, width))
         self._filled = start + width
         for i, (token, ahead) in enumerate(zip(chosen.numpy(), lead.numpy(), strict=True)):
             if ahead < self._doubt and self._sampling.greedy:
@@ -77,7 +81,7 @@ class TfText(Text):
         made, state = [tf.constant([[token]])], self._state
         for at in range(self._filled, self._filled + count):
             token, state = self._function("exit")(
-                made[-1], tf.constant(at), tf.constant(at + self._padding), state)
+                made[-1], tf.constant(at), tf.constant(at + self._padding), state, self._source)
             made.append(token)
         return tf.concat(made[1:], axis=1)[0].numpy().tolist()
 
@@ -130,21 +134,21 @@ class TfText(Text):
         return done[key]
 
     def _prefill(self, choose):
-        def prefill(tokens, lengths, *settings):
-            model = self._engine.model
+        def prefill(tokens, lengths, source, *settings):
+            model = self._engine.after(source)
             logits, state = model.prefill(tokens, lengths, model.initial_state(1, self._capacity))
             return choose(logits, *settings), state
         return prefill
 
     def _step(self, choose):
-        def step(tokens, state, *settings):
-            logits, state = self._engine.model.step(tokens, state)
+        def step(tokens, state, source, *settings):
+            logits, state = self._engine.after(source).step(tokens, state)
             return choose(logits, *settings), state
         return step
 
     def _verify(self, choose):
-        def verify(tokens, filled, index, state, *settings):
-            logits, state = self._read(tokens, filled, index, state)
+        def verify(tokens, filled, index, state, source, *settings):
+            logits, state = self._read(tokens, filled, index, state, source)
             likeliest = tf.reduce_max(logits, axis=-1, keepdims=True)
             second = tf.reduce_max(tf.where(logits == likeliest, -np.inf, logits), axis=-1)
             tied = tf.reduce_sum(tf.cast(logits == likeliest, tf.int32), axis=-1) > 1
@@ -152,24 +156,19 @@ class TfText(Text):
             return choose(logits, *settings), lead, state
         return verify
 
-    def _early(self, token, filled, index, state):
+    def _early(self, token, filled, index, state, source):
         """A token by the first layers. What it leaves in their caches is what `verify` will."""
-        kept = {id(block) for block in self._decoder.blocks[:self._exit_layer]}
-
-        def run(block, x, rope, bias, cache, index):
-            return block(x, rope, bias, cache, index) if id(block) in kept else (x, cache)
-
-        logits, state = self._read(token, filled, index, state, run)
+        logits, state = self._read(token, filled, index, state, source, self._exit_layer)
         return samplers.greedy(logits)[None], state
 
-    def _read(self, tokens, filled, index, state, *run_block):
+    def _read(self, tokens, filled, index, state, source, layers=0):
         """float32 logits `[length, vocabulary]` of int32 `[1, length]` at positions from `filled`
         on, in slots from `index` on."""
         positions = (filled + tf.range(tokens.shape[1]))[None]
         slots = ops.slice_update(state["positions"], (0, index), positions)
-        hidden, caches = self._decoder.read(tokens, positions, slots, state["caches"], index,
-                                            *run_block)
-        return self._decoder.logits(hidden)[0], {**state, "caches": caches, "positions": slots}
+        logits, caches = self._engine.after(source).read(tokens, positions, slots, state["caches"],
+                                                         index, layers)
+        return logits[0], {**state, "caches": caches, "positions": slots}
 
 
 def _capacity(prompt_tokens: int, new_tokens: int) -> int:
