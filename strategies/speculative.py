@@ -7,7 +7,8 @@ model's first layers; `low_bit` with a copy of the model in four bits, under the
 Why it is faster: a step is bound by reading weights, and a pass over eight tokens reads them once.
 When it is not: text that repeats nothing (lookup), a model whose first layers say little, as most
 do that were not trained for it (early_exit), one in eight bits already (low_bit), a batch. Passes
-and drafts are timed, right guesses counted, and drafts stop where they do not pay.
+and drafts are timed, right guesses counted, and drafts stop where they do not pay. Speech repeats
+little: an encoder–decoder drafts by lookup or early exit under graph and xla, and gains nothing.
 What it costs: nothing for lookup and early_exit; a second set of weights for low_bit.
 Exact: yes. Under `fused` to the last bit; under `graph` and `xla` near ties are asked for again.
 Source: arXiv:2211.17192, arXiv:2302.01318; early exit, arXiv:2404.16710.
