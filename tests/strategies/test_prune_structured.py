@@ -1,5 +1,7 @@
 """prune_structured: what comes out is smaller, dense, near, and runs under every engine."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import tfspeed
 from strategies.prune_structured import Options
 from tests.conftest import tiny_decoder, tiny_recurrent, tiny_uncached
 from tests.engines.test_engines import generate, make, reference
-from tfspeed.compression import decoder_pruning
-from tfspeed.engines import ENGINES
+from tests.models import seq2seq
+from tfspeed.compression import decoder_pruning, seq2seq_pruning
+from tfspeed.compression.sources import Sources
+from tfspeed.engines import ENGINES, create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.uncached import UncachedModel
 
@@ -60,6 +64,69 @@ def test_families(family, tmp_path):
     layers, _ = pruned(model, fraction=0.2, what="layers")
     assert layers.config.num_layers < 3
     assert np.isfinite(np.asarray(layers.score(TOKENS))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["whisper", "bart", "t5", "t5_gated"])
+def test_both_sides_of_an_encoder_decoder_shrink(shape, tmp_path):
+    model = seq2seq.tiny(shape)
+    heard = seq2seq.sources(model, 2)
+    if model.config.source == "audio":
+        model.heard = np.asarray(heard)
+    made, report = pruned(model, fraction=0.15, multiple=4)
+    assert made.parameters <= 0.85 * model.parameters
+    assert made.parameters == made.config.parameter_count
+    assert any("relative" in line for line in report) == shape.startswith("t5")
+    exact = create("graph", made)
+    for engine in ("xla", "litert"):
+        other = create(engine, made)
+        want, have = (e.score(TOKENS, e.encode(heard)) for e in (exact, other))
+        np.testing.assert_allclose(have, want, atol=1e-4 * max(1, np.abs(want).max()))
+        want, have = (np.stack(list(e.generate(PROMPTS[:2], 5, encoded=e.encode(heard))))
+                      for e in (exact, other))
+        np.testing.assert_array_equal(have, want)
+    near = create("litert:int8", made)
+    assert near.step_bytes(1, 8) < create("litert:int8", model).step_bytes(1, 8)
+    assert np.isfinite(near.score(TOKENS, near.encode(heard))).all()
+    made.keras_model.save(tmp_path / "m.keras")
+    again = tfspeed.load(tmp_path / "m.keras").keras_model
+    source = made.checked_source(heard)
+    np.testing.assert_array_equal(again((source, TOKENS)), made.keras_model((source, TOKENS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["whisper", "bart", "t5_gated"])
+def test_idle_units_of_an_encoder_decoder_go_and_change_nothing(shape):
+    model = seq2seq.tiny(shape)
+    both = model.keras_model
+    heads = {"cross": (both.decoder[1].cross.out, slice(4, 8))}
+    if shape != "t5_gated":
+        heads |= {"heads": (both.decoder[0].attention.out, slice(8, 12))}
+    idle = [*heads.values(), (both.encoder[1].mlp.down, slice(0, 8))]
+    for dense, rows in idle:
+        kernel = dense.kernel.numpy()
+        kernel[rows] = 0
+        dense.kernel.assign(kernel)
+    cut = {("neurons", "encoder_1"): 2, ("cross", "decoder_1"): 1}
+    cut |= {("heads", "decoder_0"): 1} if "heads" in heads else {}
+    source = model.checked_source(seq2seq.sources(model, 2))
+    made = seq2seq_pruning.build(both, cut, TOKENS, Sources(source, np.arange(2)), 4)
+    assert made.config.cross_heads == (4, 3)
+    assert made.config.encoder_mlp_dims == (32, 24)
+    np.testing.assert_allclose(made((source, TOKENS)), both((source, TOKENS)), atol=2e-4)
+
+
+def test_what_an_encoder_decoder_keeps():
+    model = seq2seq.tiny("whisper")
+    for options, text in (({"what": "layers"}, "no layers"), ({}, "needs sounds")):
+        with pytest.raises(TfspeedError, match=text):
+            pruned(model, **options)
+    config = model.config
+    for changes, text in (({"cross_heads": (4,)}, "one integer a layer"),
+                          ({"encoder_mlp_dims": (33, 32)}, "from 1 to 32"),
+                          ({"decoder_heads": (4, 3), "positions": "relative"}, "Relative")):
+        with pytest.raises(TfspeedError, match=text):
+            dataclasses.replace(config, **changes)
 
 
 def test_units_that_do_nothing_go_first_and_change_nothing():
