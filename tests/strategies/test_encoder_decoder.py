@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import strategies
-from strategies.speculative import Options as SpeculativeOptions
 from strategies import distill
+from strategies.speculative import Options as SpeculativeOptions
 from tests.models.seq2seq import sources, tiny
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
@@ -15,9 +15,8 @@ SLOW = pytest.mark.slow
 SHORT = {"distill": distill.Options(tokens=96, length=12)}
 EXACT = ["baseline", "mirrored", "multi_worker", "speculative"]
 WORKS = ["bfloat16", "cluster", "distill", "float16", "keras_quantize", "low_rank", "prune",
-         "quantize"]
-REFUSED = {"dataflow": "decoder", "prune_structured": "",
-           "tensor_parallel": ""}
+         "prune_structured", "quantize"]
+REFUSED = {"dataflow": "decoder", "tensor_parallel": ""}
 
 
 def tokens(model, engine="graph"):
@@ -80,7 +79,7 @@ def test_others_change_the_weights_and_run(name):
 
 
 @pytest.mark.parametrize("name", ["quantize", *(pytest.param(n, marks=SLOW) for n in
-                                                ("low_rank", "prune"))])
+                                                ("low_rank", "prune", "prune_structured"))])
 def test_litert_takes_what_they_made(name):
     _, model = applied(name)
     near, exact = create("litert", model), create("graph", model)
