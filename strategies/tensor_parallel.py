@@ -2,9 +2,10 @@
 
 What changes: heads (with the key head that they share) and columns of the MLP are spread over the
 replicas of a tf.distribute strategy; after attention and after the MLP their results are added up
-(one sum a layer where attention and MLP read the same). Embedding, norms and head are whole on
-each. Alone it makes a MirroredStrategy over the devices here; under the scope of another strategy
-with several replicas (`multi_worker+tensor_parallel`) it takes that one.
+(one sum a layer where attention and MLP read the same, a third after an encoder–decoder's
+cross-attention). Embedding, norms and head are whole on each. Alone it makes a MirroredStrategy
+over the devices here; under the scope of another strategy with several replicas
+(`multi_worker+tensor_parallel`) it takes that one.
 Why it is faster: a decode step is bound by reading weights, and R devices with memory of their own
 each read an R-th of the layers. It is what makes one request faster, and what lets a model run that
 is too large for one device.
@@ -27,6 +28,7 @@ from tfspeed.devices import mirrored_strategy, replica_devices
 from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder import Decoder
 from tfspeed.models.sharded import ShardedModel
+from tfspeed.models.sharded_seq2seq import ShardedEncoderDecoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,14 @@ class TensorParallel(Strategy):
         return super().scope()  # the whole model is loaded on one device, and split by `apply`
 
     def apply(self, model, data=None):
-        decoder = model.keras_model
-        if not isinstance(decoder, Decoder):
+        decoder, kind = model.keras_model, ShardedModel
+        if model.reads_source:
+            kind = ShardedEncoderDecoder
+        elif not isinstance(decoder, Decoder):
             raise TfspeedError("tensor_parallel splits the heads of a decoder, and this model is "
                                "none.", model=model.name, type=type(decoder).__name__,
                                hint="Use mirrored, which shares out the requests.")
-        if decoder.config.parallel_residual and decoder.config.post_norms:
+        elif decoder.config.parallel_residual and decoder.config.post_norms:
             raise TfspeedError("tensor_parallel cannot add up attention and MLP at once where each "
                                "is normed first.", model=model.name)
         strategy = _outer()
@@ -75,7 +79,7 @@ class TensorParallel(Strategy):
                 raise TfspeedError("Under another distribution strategy the parts are "
                                    "its replicas.", tensor_parallel_replicas=self.options.replicas,
                                    replicas=len(devices))
-        sharded = ShardedModel(model, strategy, devices)
+        sharded = kind(model, strategy, devices)
         self._tell(model, sharded)
         return sharded
 
@@ -90,7 +94,7 @@ class TensorParallel(Strategy):
             f"weights, {own / 1e6:.1f} MB of heads and columns of its own and "
             f"{whole / 1e6:.1f} MB (embedding, head, norms) that all hold.",
             f"{sharded.filling:.1%} of the heads and columns are zeros: "
-            f"{_spread('groups of heads', model.config, decoder.config, len(devices))}.",
+            f"{_spread(model.config, decoder.config, len(devices))}.",
             f"A token takes {sharded.sums} sums over the replicas, one after the other; in each of "
             f"its rows a replica sends {sent.sent_bytes:.0f} bytes (ring all-reduce of "
             f"{sharded.sum_bytes(1)} bytes)."]
@@ -105,6 +109,8 @@ def _outer() -> tf.distribute.Strategy | None:
     return strategy if strategy.num_replicas_in_sync > 1 else None
 
 
-def _spread(what: str, config, shard, replicas: int) -> str:
-    return (f"{config.num_kv_heads} {what} over {replicas} replicas are {shard.num_kv_heads} on "
-            f"each, {config.mlp_dim} columns {shard.mlp_dim}")
+def _spread(config, shard, replicas: int) -> str:
+    what, name = ("groups of heads", "num_kv_heads") if hasattr(config, "num_kv_heads") else (
+        "heads", "num_heads")
+    return (f"{getattr(config, name)} {what} over {replicas} replicas are {getattr(shard, name)} "
+            f"on each, {config.mlp_dim} columns {shard.mlp_dim}")

@@ -115,7 +115,7 @@ def test_what_a_strategy_has_changed_is_not_changed_again(predictor):
     packed = shapes.decoder(cases.MODELS["llama-60m"], bits=8)
     found = planner.search(packed, predictor, qualities(), LOADS, [1], 1, 1)
     assert {p.quality.strategy for p in found} == {"baseline"}
-    assert {p.quality.engine.partition(":")[0] for p in found} == {"fused"}
+    assert {p.quality.engine.partition(":")[0] for p in found} == {"fused", "litert"}
 
 
 def test_more_than_the_layers_have_cannot_go():

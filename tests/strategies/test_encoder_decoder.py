@@ -6,6 +6,7 @@ import pytest
 import strategies
 from strategies import distill
 from strategies.speculative import Options as SpeculativeOptions
+from strategies.tensor_parallel import Options as TensorParallelOptions
 from tests.models.seq2seq import sources, tiny
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
@@ -13,10 +14,10 @@ from tfspeed.errors import TfspeedError
 PROMPTS = [[5, 9, 2], [7]]
 SLOW = pytest.mark.slow
 SHORT = {"distill": distill.Options(tokens=96, length=12)}
-EXACT = ["baseline", "mirrored", "multi_worker", "speculative"]
+EXACT = ["baseline", "mirrored", "multi_worker", "speculative", "tensor_parallel"]
 WORKS = ["bfloat16", "cluster", "distill", "float16", "keras_quantize", "low_rank", "prune",
          "prune_structured", "quantize"]
-REFUSED = {"dataflow": "decoder", "tensor_parallel": ""}
+REFUSED = {"dataflow": "decoder"}
 
 
 def tokens(model, engine="graph"):
@@ -58,6 +59,22 @@ def test_drafts_change_no_token(shape, engine, draft):
                 for each in (drafting, alone)]
         np.testing.assert_array_equal(*made)
     assert drafting.counted()["drafted_tokens"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "engine", "replicas"), [
+    ("whisper", "graph", 3), ("t5", "graph", 3), ("t5_gated", "graph", 2), ("bart", "graph", 2),
+    ("whisper", "xla", 2), ("bart", "xla", 2)])
+def test_heads_of_both_sides_are_spread(shape, engine, replicas):
+    model = tiny(shape, suppressed=(3, 9), num_heads=5)
+    options = {"tensor_parallel": TensorParallelOptions(replicas=replicas)}
+    split = strategies.create("tensor_parallel", options).apply(model)
+    found, alone = create(engine, split), create(engine, model)
+    text = np.asarray([[5, 9, 2, 7], [1, 2, 3, 4]], np.int32)
+    scores = [each.score(text, each.encode(sources(model, 2))) for each in (found, alone)]
+    np.testing.assert_allclose(*scores, atol=2e-4)
+    np.testing.assert_array_equal(tokens(split, engine), tokens(model, engine))
+    assert split.split_bytes < 0.6 * model.weights_bytes
 
 
 def test_a_draft_in_few_bits_has_no_engine():

@@ -202,11 +202,11 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
         """float32 logits `[batch, length, vocabulary]` of whole texts `[batch, length]`."""
         return self.logits(self.hidden(tokens, encoded))
 
-    def hidden(self, tokens, encoded: dict):
+    def hidden(self, tokens, encoded: dict, run_block=_whole):
         """Of whole texts, `[batch, length, hidden]`, see `Decoder.hidden`."""
         places = ops.arange(ops.shape(tokens)[1], dtype="int32")[None, :]
         nothing = [None] * len(self.decoder)
-        return self.read(tokens, places, places, nothing, None, encoded)[0]
+        return self.read(tokens, places, places, nothing, None, encoded, run_block)[0]
 
     def call(self, inputs):
         """float32 logits of tokens after a source, see above."""

@@ -1,4 +1,4 @@
-"""A decoder whose weights are spread over the replicas of a `tf.distribute` strategy."""
+"""A model whose weights are spread over the replicas of a `tf.distribute` strategy."""
 
 import copy
 
@@ -32,19 +32,20 @@ class Shards(Placement):
         return np.asarray(self.strategy.experimental_local_results(value)[0])
 
 
-class ShardedModel(DecoderModel):
+class Sharded:
     """Which replica it is, and the sums over all, come from the replica context: the strategy may
     have its replicas on the devices of one machine, or in the processes of many.
 
     Args:
-        model: the whole one, over a `Decoder`; its weights are copied.
+        model: the whole one; its weights are copied.
 
     Attributes:
         split_bytes: of the weights of which each replica has its own.
         filling: the fraction of those that are zeros, over all replicas.
+        sums: how many times a pass over a text adds up over the replicas.
     """
 
-    def __init__(self, model: DecoderModel, strategy: tf.distribute.Strategy, devices):
+    def __init__(self, model, strategy: tf.distribute.Strategy, devices):
         replicas = strategy.num_replicas_in_sync
         decoder = sharding.build(model.keras_model, replicas)
         decoder.replica = self._replica
@@ -60,7 +61,7 @@ class ShardedModel(DecoderModel):
                 _fill(strategy, variable, values)
                 self.split_bytes += variable_bytes(variable) if callable(values) else 0
 
-    def in_compiled_pieces(self) -> "ShardedModel":
+    def in_compiled_pieces(self):
         """The same, everything between two sums compiled by XLA."""
         made = copy.copy(self)
         made.pieces = Pieces(compiled=True)
@@ -70,35 +71,14 @@ class ShardedModel(DecoderModel):
     def parameters(self):
         return self._parameters
 
-    def prefill(self, tokens, lengths, state):
-        hidden, state = self.keras_model.forward(tokens, lengths, state, self._run_block)
-        return self._logits(hidden[:, -1]), state
-
-    def score(self, tokens):
-        return self._logits(self.keras_model.hidden(tokens, self._run_block))
-
     def step_bytes(self, batch, context):
         """Of all replicas together."""
         return len(self.placement.devices) * super().step_bytes(batch, context)
-
-    @property
-    def sums(self) -> int:
-        """How many times a pass adds up over the replicas."""
-        return (1 if self.config.parallel_residual else 2) * self.config.num_layers
 
     def sum_bytes(self, tokens: int) -> int:
         """Bytes of all that a pass over so many tokens adds up."""
         itemsize = tf.as_dtype(self.keras_model.compute_dtype).size
         return self.sums * tokens * self.config.hidden_dim * itemsize
-
-    def _run_block(self, block, x, rope, bias, cache, index):
-        if block.config.parallel_residual:  # both halves read x: one sum does for both
-            part, cache = self.pieces(_both, block, x, rope, bias, cache, index)
-            return x + self._sum(part), cache
-        part, cache = self.pieces(_attend, block, x, rope, bias, cache, index)
-        x, part = self.pieces(_feed, block, x, self._sum(part))
-        out = self._sum(part)
-        return x + (block.mlp_post_norm(out) if block.mlp_post_norm else out), cache
 
     def _sum(self, part):
         """Over the replicas."""
@@ -120,6 +100,30 @@ class ShardedModel(DecoderModel):
 
     def _project(self, layer, hidden):
         return self.keras_model.logits(hidden)
+
+
+class ShardedModel(Sharded, DecoderModel):
+    """Of a `Decoder`."""
+
+    def prefill(self, tokens, lengths, state):
+        hidden, state = self.keras_model.forward(tokens, lengths, state, self._run_block)
+        return self._logits(hidden[:, -1]), state
+
+    def score(self, tokens):
+        return self._logits(self.keras_model.hidden(tokens, self._run_block))
+
+    @property
+    def sums(self) -> int:
+        return (1 if self.config.parallel_residual else 2) * self.config.num_layers
+
+    def _run_block(self, block, x, rope, bias, cache, index):
+        if block.config.parallel_residual:  # both halves read x: one sum does for both
+            part, cache = self.pieces(_both, block, x, rope, bias, cache, index)
+            return x + self._sum(part), cache
+        part, cache = self.pieces(_attend, block, x, rope, bias, cache, index)
+        x, part = self.pieces(_feed, block, x, self._sum(part))
+        out = self._sum(part)
+        return x + (block.mlp_post_norm(out) if block.mlp_post_norm else out), cache
 
 
 def _attend(block, x, rope, bias, cache, index):

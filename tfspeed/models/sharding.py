@@ -1,4 +1,4 @@
-"""Splits the weights of a decoder over replicas: whole groups of heads, and columns of the MLP.
+"""Splits the weights of a model over replicas: whole groups of heads, and columns of the MLP.
 
 Query, key, value, gate and up are split by what they give, out and down by what they read, so that
 between them each replica goes on with its own part (Megatron, arXiv:1909.08053). Shares are equal:
@@ -18,6 +18,12 @@ from tfspeed.models.conversion import convert, named_layers, unallocated
 from tfspeed.models.decoder import Block, Decoder, alibi_slopes
 from tfspeed.models.low_rank import LowRankDense
 from tfspeed.models.packed import PackedDense
+from tfspeed.models.sharding_seq2seq import (
+    ShardEncoderDecoder,
+    cross_matrices,
+    shard_config,
+    tables,
+)
 from tfspeed.models.unread import values
 
 Part = Callable[[int], np.ndarray]  # of a replica
@@ -42,14 +48,30 @@ class Share:
 
 
 class BlockShares:
-    """The shares of one block, and which rows and columns of its matrices they are."""
+    """The shares of one block, and which rows and columns of its matrices they are.
+
+    Attributes:
+        cross: of cross-attention's heads; None without.
+    """
 
     def __init__(self, block: Block, replicas: int):
-        self.config = c = block.config
+        self.config = c = block.attention.config
         self.group = c.num_heads // c.num_kv_heads
         self.heads = _share(c.num_kv_heads, replicas, self.group * c.head_dim,
                             _alignment(block.attention.out))
         self.columns = _share(c.mlp_dim, replicas, 1, _alignment(block.mlp.down))
+        self.cross = None
+        if cross_matrices(block):
+            self.cross_heads = block.cross.num_heads
+            self.cross = _share(self.cross_heads, replicas, c.head_dim,
+                                _alignment(block.cross.out))
+
+    def cross_query(self, replica: int) -> np.ndarray:
+        return _elements(self.cross.units(replica), self.config.head_dim)
+
+    def cross_key_value(self, replica: int) -> np.ndarray:
+        keys = self.cross_query(replica)
+        return np.concatenate([keys, _moved(keys, self.cross_heads * self.config.head_dim)])
 
     def query(self, replica: int) -> np.ndarray:
         return _elements(self.heads.units(replica), self.group * self.config.head_dim)
@@ -90,65 +112,80 @@ class ShardDecoder(Decoder):
                            hint="Name tensor_parallel last: quantize+tensor_parallel.")
 
 
-def build(source: Decoder, replicas: int) -> ShardDecoder:
-    """A decoder of a replica's size, its variables without memory: see `parts`.
+def blocks_of(model) -> list:
+    """All layers that are split."""
+    return list(model.blocks) if isinstance(model, Decoder) else [*model.encoder, *model.decoder]
+
+
+def build(source, replicas: int):
+    """A `Decoder` or `EncoderDecoder` of a replica's size; its variables have no memory, see
+    `parts`.
 
     Raises:
         TfspeedError: the model has layers that cannot be split.
     """
-    shares = [BlockShares(block, replicas) for block in source.blocks]
-    config = source.get_config()
+    shares = [BlockShares(block, replicas) for block in blocks_of(source)]
+    config, alone = source.get_config(), isinstance(source, Decoder)
     converted = config.pop("converted", None) or {}
-    config["config"] = _shard_config(source.config, shares)
-    sharded = {id(layer) for block in source.blocks for layer in _matrices(block)}
+    config["config"] = (_shard_config(source.config, shares) if alone
+                        else shard_config(source, shares))
+    sharded = {id(layer) for block in blocks_of(source) for layer in _matrices(block)}
     names = dict(named_layers(source))
     whole = {name: made for name, made in converted.items() if id(names[name]) not in sharded}
     with unallocated():
-        made = ShardDecoder(**config)
+        made = (ShardDecoder if alone else ShardEncoderDecoder)(**config)
         made.take_over(whole)
-        for block, old in zip(made.blocks, source.blocks, strict=True):
+        for block, old in zip(blocks_of(made), blocks_of(source), strict=True):
             for layer, original in zip(_matrices(block), _matrices(old), strict=True):
                 _fit(layer, original)
-    if source.config.positions == "alibi":
+    if alone and source.config.positions == "alibi":
         slopes = np.append(alibi_slopes(source.config.num_heads), np.float32(0))
         heads = [_elements(shares[0].heads.units(r), shares[0].group) for r in range(replicas)]
         made.all_slopes = slopes[np.asarray(heads)]  # -1, a head of zeros, takes the last
     return made
 
 
-def parts(made: ShardDecoder, source: Decoder, replicas: int) -> Iterator[tuple]:
+def parts(made, source, replicas: int) -> Iterator[tuple]:
     """Pairs of a Keras variable of `made` and its values: an array where all replicas hold the
     same, else a `Part`."""
     split = set()
-    for block, old in zip(made.blocks, source.blocks, strict=True):
-        shares = BlockShares(old, replicas)
-        for layer, original, by_out, indices in zip(
-                _matrices(block), _matrices(old), (True, False, True, False),
-                (shares.query_key_value, shares.query, shares.up, shares.down), strict=True):
-            for variable, part in _split(layer, original, by_out, indices):
-                split.add(id(variable))
-                yield variable, part
-    old_split = {id(v) for old in source.blocks for m in _matrices(old) for v in m.variables}
-    new = [v for v in made.variables if id(v) not in split]
-    old = [v for v in source.variables if id(v) not in old_split]
-    for variable, original in zip(new, old, strict=True):
-        yield variable, values(original)
+    for variable, part in _split_parts(made, source, replicas):
+        split.add(id(variable))
+        yield variable, part
+    for variable, original in zip(made.variables, source.variables, strict=True):
+        if id(variable) not in split:
+            yield variable, values(original)
 
 
-def filling(source: Decoder, replicas: int) -> float:
+def _split_parts(made, source, replicas: int) -> Iterator[tuple]:
+    """Those of `parts` of which each replica has its own."""
+    shares = [BlockShares(old, replicas) for old in blocks_of(source)]
+    for block, old, s in zip(blocks_of(made), blocks_of(source), shares, strict=True):
+        cuts = [(True, s.query_key_value), (False, s.query), (True, s.up), (False, s.down)]
+        if s.cross:
+            cuts += [(True, s.cross_query), (True, s.cross_key_value), (False, s.cross_query)]
+        for layer, original, cut in zip(_matrices(block), _matrices(old), cuts, strict=True):
+            yield from _split(layer, original, *cut)
+    if not isinstance(source, Decoder):
+        yield from tables(made, source, shares)
+
+
+def filling(source, replicas: int) -> float:
     """The fraction of all replicas' heads and columns that are zeros, by weights."""
     real = held = 0
-    for block in source.blocks:
-        shares, c = BlockShares(block, replicas), block.config
+    for block in blocks_of(source):
+        shares, c = BlockShares(block, replicas), block.attention.config
+        cross = [(shares.cross, 4 * c.head_dim)] if shares.cross else []
         for share, weights in ((shares.heads, 2 * (shares.group + 1) * c.head_dim),
-                               (shares.columns, 3 if c.gated_mlp else 2)):
+                               (shares.columns, 3 if c.gated_mlp else 2), *cross):
             real += weights * share.count
             held += weights * share.each * replicas
     return 1 - real / held
 
 
 def _matrices(block: Block) -> tuple:
-    return block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down
+    return (block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down,
+            *cross_matrices(block))
 
 
 def _share(count: int, replicas: int, width: int, alignment: int) -> Share:
