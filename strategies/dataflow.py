@@ -12,6 +12,7 @@ weights bounds a step, decoding gains little. Fewer rows than stages leave stage
 What it costs: hidden states over every link (2.3 KB a token for SmolLM2), seconds to time layers.
 A tied embedding lies in the first stage and in the last, and the first may then run the head for
 some groups. With `--dataflow_stages` and one worker all are threads of a process, to try it out.
+No encoder–decoders: each stage of theirs would need the encoder's result beside hidden states.
 Exact: yes, the same greedy tokens as on one device.
 Source: GPipe (arXiv:1811.06965), PipeDream (arXiv:1806.03377); https://doi.org/10.1109/71.993206
 """
@@ -60,6 +61,10 @@ class Dataflow(Strategy):
             raise TfspeedError("Each worker is a stage.", workers=member.count,
                                dataflow_stages=self.options.stages)
         count = member.count if several else max(1, self.options.stages)
+        if model.reads_source:
+            raise TfspeedError("dataflow's stages pass on hidden states alone, and each layer of "
+                               "this decoder also reads what its encoder made.", model=model.name,
+                               hint="Use multi_worker, which shares out requests.")
         if not isinstance(decoder, Decoder):
             raise TfspeedError("dataflow cuts the layers of a decoder, and this model is none.",
                                model=model.name, type=type(decoder).__name__,

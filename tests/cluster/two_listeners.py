@@ -49,6 +49,14 @@ def main(folder: Path) -> None:
         else:
             engine.serve()
             results[f"{shape} {name}"] = len(engine.sources)
+    both = strategies.create("multi_worker+tensor_parallel", {"multi_worker": Options(chunk=4)})
+    with both.scope():
+        engine = create("graph", both.apply(seq2seq.tiny("t5")))
+    if member.is_chief:
+        results["together"] = cases(engine)
+        member.tell(None)
+    else:
+        engine.serve()
     (folder / f"{member.index}.json").write_text(json.dumps(results))
 
 
