@@ -1,5 +1,7 @@
 """The `graph` and `xla` engines: prefill and step as two compiled functions."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -109,12 +111,13 @@ class TfFunctionEngine(Engine):
         return self._functions[key]
 
     def compiled(self, function):
-        """Compiles for each replica, then for all of them together where there are several."""
+        """Compiles for each replica, then for all of them together where there are several. By
+        `partial`, as TensorFlow takes all functions of one lambda for one that is traced often."""
         place = self.model.placement
         if place.exchanges:  # a function of one replica alone cannot wait for the others
-            return tf.function(lambda *args: place.run(function, *args))
+            return tf.function(functools.partial(place.run, function))
         inner = tf.function(function, jit_compile=self.jit_compile)
         if not place.devices:
             return inner
         # strategy.run must be given a plain Python function, not a compiled one.
-        return tf.function(lambda *args: place.run(lambda *a: inner(*a), *args))
+        return tf.function(functools.partial(place.run, lambda *args: inner(*args)))
