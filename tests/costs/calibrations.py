@@ -11,7 +11,8 @@ def made_up(**changes) -> Calibration:
         dots = [[rows, size, head, (rows + 10) * 1e-11 / count * (1.5 if size > 1e8 else 1)]
                 for rows in (1, 4, 16, 320) for size in (40e6, 300e6)
                 for head in (0, 1) if rows <= 16 or (size < 1e8 and not head)]
-        compiled = {"constants": dict(compiled_time.START), "dots": dots}
+        compiled = {"constants": dict(compiled_time.START), "dots": dots,
+                    "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count}}
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
                           **{kind: dict(start) for kind, start in STARTS.items()},
                           "graph": compiled, "xla": compiled}

@@ -59,11 +59,11 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
         other: the constants of another number of threads; {} where there are none.
     """
     advance(f"{observer.threads} threads: memory")
-    reads, dots, times, spent = [observer.bandwidth(READS)], {}, {}, {}
+    reads, products, times, spent = [observer.bandwidth(READS)], {}, {}, {}
     for engine, chosen in plan.items():
         begin = time.perf_counter()
         advance(f"{observer.threads} threads: products of {engine}")
-        dots[engine] = [] if engine in PACKED else observer.dots(engine, bool(other))
+        products[engine] = {} if engine in PACKED else observer.products(engine, bool(other))
         times[engine] = []
         for case in chosen:
             advance(f"{observer.threads} threads: {case.engine}, {case.model}")
@@ -77,8 +77,8 @@ def _one(observer: Observer, plan: dict[str, list[Case]], other: dict,
         reads.append(observer.bandwidth(READS))
     constants, fits = {"bandwidth": _usual(reads)}, {}
     for engine, some in times.items():
-        constants[engine], fits[engine] = fit(engine, some, constants["bandwidth"], dots[engine],
-                                              other.get(engine))
+        constants[engine], fits[engine] = fit(engine, some, constants["bandwidth"],
+                                              products[engine], other.get(engine))
         fits[engine]["seconds"] = spent[engine]
     return constants, fits
 
@@ -98,12 +98,12 @@ def _timed_again(observer: Observer, case: Case, seen: dict) -> tuple[Case, dict
     return case, {name: [*seen[name], *again[name]] for name in ("ttft_s", "tpot_s")}
 
 
-def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list,
+def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, products: dict,
         other: dict | None) -> tuple[dict, dict]:
     """The constants of an engine, and how well they fit the times.
 
     Args:
-        bandwidth, dots: as an `Observer` gives them.
+        bandwidth, products: as an `Observer` gives them.
         other: the constants of another number of threads, None where there are none.
     """
     speed = Bandwidth(bandwidth)
@@ -113,9 +113,9 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, dots: list
     # What corrects the table belongs to it, and so to a number of threads.
     start = other["constants"] | {name: 1.0 for name in compiled_time.START
                                   if _near_one(name)} if other else compiled_time.START
-    found, fits = _fit(start, functools.partial(_compiled, Table(dots)), times,
+    found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
                        other is not None)
-    return {"constants": found, "dots": dots}, fits
+    return {"constants": found, **products}, fits
 
 
 def _packed(kind, bandwidth, constants: dict, case: Case) -> tuple[float, float]:

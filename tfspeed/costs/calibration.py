@@ -16,6 +16,7 @@ from pathlib import Path
 from tfspeed.cache import cache_folder
 from tfspeed.costs import compiled_time, fused_time, litert_time
 from tfspeed.costs.communication import Link
+from tfspeed.costs.dots import PACKINGS
 from tfspeed.devices import available_cores, cpu_model
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
@@ -39,7 +40,8 @@ class Calibration:
         made: when, ISO 8601.
         seconds: that making it took.
         threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused" and
-            "litert": {constants}, "graph" and "xla": {"constants", "dots"}}`.
+            "litert": {constants}, "graph" and "xla": {"constants", "dots",
+            "unpacking"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
             the first token, of those after it), what the constants say, and the errors.
     """
@@ -137,6 +139,7 @@ def _check(made: Calibration) -> None:
             found, start = constants[engine], STARTS.get(engine, compiled_time.START)
             if engine not in STARTS:
                 tables.append(found["dots"])
+                numbers += [found["unpacking"][str(bits)] for bits in PACKINGS]
                 found, start = found["constants"], compiled_time.START
             numbers += [found[name] for name in start]
         # Of each row of a table the first tells how large, the last how fast.

@@ -1,15 +1,17 @@
 """How long a prefill and a step take under `graph` and `xla`.
 
-Products come from a table of what they take on this machine (`dots.py`); `products` corrects it for
-running among other operators. Between them lies a cost each of a layer (its operators), of a query
-and slot in attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an operation
-of its two products), of a value that goes through the small operators (`value`), of a byte of the
-caches (`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their
-own: a prompt's operators are split over threads, those of one token are not.
+Products come from a table of what they take on this machine (`dots.py`), which knows too what it
+takes to unpack a matrix of integers first; `products` corrects both for running among other
+operators. Between them lies a cost each of a layer (its operators), of a query and slot in
+attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an operation of its two
+products), of a value that goes through the small operators (`value`), of a byte of the caches
+(`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their own: a
+prompt's operators are split over threads, those of one token are not.
 """
 
 from tfspeed.costs.computation import Pass, padded_lengths, padded_prefill, padded_step
 from tfspeed.costs.dots import Table
+from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.shapes import Shape
 
 _COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
@@ -46,11 +48,10 @@ class CompiledTime:
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
         c, shape, rows = self.constants, work.shape, work.rows
         read = work.weight_bytes
-        products = self.table.seconds(batch, shape.head.parameters, read, True)
+        products = self._product(shape.head, batch, read, True)
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * batch * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self.table.seconds(rows, i * o, read)
-                                    for m in matrices for i, o in m.parts)
+            products += count * sum(self._product(m, rows, read) for m in matrices)
             pairs = rows * a.heads * capacity
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = 8 * batch * capacity * a.kv_heads * a.dim
@@ -58,3 +59,13 @@ class CompiledTime:
                 c[f"layer_{kind}"] + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between
+
+    def _product(self, matrix: Matrix, rows: int, read: float, transposed: bool = False) -> float:
+        seconds = 0.0
+        for inputs, outputs in matrix.parts:
+            weights = inputs * outputs
+            # One that was just unpacked lies in the cache.
+            source = read if matrix.bits == 32 else 4 * weights
+            seconds += (self.table.seconds(rows, weights, source, transposed)
+                        + self.table.unpacking[matrix.bits] * weights)
+        return seconds

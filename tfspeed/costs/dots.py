@@ -10,6 +10,7 @@ layer). What lies between two entries lies between them on logarithmic scales.
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,6 +18,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 96, 320)
 _FEW_ROWS = (1, 4, 16, 96)
 _HEAD_ROWS = (1, 4, 16)
 _INPUTS, _OUTPUTS = 1024, 2560
+PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 NEAR, FAR = 4, 28  # matrices that are used in turn: 42 and 294 MB
 _FAR_ROWS = 40  # of more, where weights come from is nothing beside multiplying
 _SECONDS, _LEAST, _MOST = 0.05, 3, 9  # repetitions
@@ -35,18 +37,48 @@ def measure(engine: str, short: bool) -> list[list[float]]:
     return found
 
 
+def measure_unpacking(engine: str) -> dict[str, float]:
+    """Seconds a weight that a product of one row takes longer where its matrix is kept in so many
+    bits, and unpacked for it (`models/packed.py`)."""
+    import tensorflow as tf
+
+    from tfspeed.models.packed import unpack
+
+    x, plain = tf.ones((1, _INPUTS)), _seconds(engine, 1, NEAR, False)
+    found = {}
+    for bits, block in PACKINGS.items():
+        def product(values, scales, bits=bits):
+            return tf.matmul(x, tf.transpose(unpack(values, scales, bits, _INPUTS, "float32")))
+
+        scales = tf.ones((_OUTPUTS, _INPUTS // block if block else 1),
+                         tf.float16 if block else tf.float32)
+        # As many as one row's floats: what is read is a quarter or less of what is written.
+        values = [tf.cast(tf.fill((_OUTPUTS, _INPUTS * bits // 8), i), tf.int8 if bits == 8
+                          else tf.uint8) for i in range(NEAR)]
+        function = tf.function(product, jit_compile=engine == "xla")
+        spent = _a_weight_of(engine, [functools.partial(function, v, scales) for v in values])
+        found[str(bits)] = max(1e-13, spent - plain)
+    return found
+
+
 def _seconds(engine: str, rows: int, count: int, transposed: bool) -> float:
     import tensorflow as tf
 
     x = tf.random.stateless_normal((rows, _INPUTS), (0, 1))
-    function, weights = _function(engine, transposed), _weights(transposed)[:count]
+    function = _function(engine, transposed)
+    return _a_weight_of(engine, [functools.partial(function, x, weight)
+                                 for weight in _weights(transposed)[:count]])
 
+
+def _a_weight_of(engine: str, products: list[Callable]) -> float:
+    """Seconds a weight of products that run in turn."""
     def in_turn():
-        for weight in weights:
-            made = function(x, weight)
+        for product in products:
+            made = product()
         return made
 
-    return max(1e-13, (_least(in_turn) / count - _call_seconds(engine)) / (_INPUTS * _OUTPUTS))
+    spent = _least(in_turn) / len(products) - _call_seconds(engine)
+    return max(1e-13, spent / (_INPUTS * _OUTPUTS))
 
 
 def _least(call) -> float:
@@ -92,9 +124,14 @@ def _weights(transposed: bool):
 
 
 class Table:
-    """Seconds of a product, between those that were measured."""
+    """Seconds of a product, between those that were measured.
 
-    def __init__(self, entries: list[list[float]]):
+    Args:
+        unpacking: see `measure_unpacking`.
+    """
+
+    def __init__(self, entries: list[list[float]], unpacking: dict[str, float]):
+        self.unpacking = {int(bits): seconds for bits, seconds in unpacking.items()} | {32: 0.0}
         self._columns: dict = {}
         for rows, size, transposed, seconds in entries:
             column = self._columns.setdefault(bool(transposed), {}).setdefault(size, ([], []))

@@ -3,7 +3,7 @@
 Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `{"error": …}`:
 
     {"bandwidth": [bytes, …]}             -> {"bandwidth": [bytes a second, …]}
-    {"dots": "xla", "short": false}       -> {"dots": […]}, see `dots.py`
+    {"dots": "xla", "short": false}       -> {"dots": […], "unpacking": {…}}, see `dots.py`
     {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
@@ -39,7 +39,8 @@ def _answer(asked: dict, threads: int) -> dict:
                               for size in asked["bandwidth"]]}
     if "dots" in asked:
         from tfspeed.costs import dots
-        return {"dots": dots.measure(asked["dots"], asked["short"])}
+        return {"dots": dots.measure(asked["dots"], asked["short"]),
+                "unpacking": dots.measure_unpacking(asked["dots"])}
     return observe(Case(**asked["case"]))
 
 

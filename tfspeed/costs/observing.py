@@ -33,9 +33,9 @@ class Observer:
         found = self.ask({"bandwidth": sizes})["bandwidth"]
         return [list(pair) for pair in zip(sizes, found, strict=True)]
 
-    def dots(self, engine: str, short: bool = False) -> list[list[float]]:
-        """See `dots.measure`."""
-        return self.ask({"dots": engine, "short": short})["dots"]
+    def products(self, engine: str, short: bool = False) -> dict:
+        """`dots` and `unpacking`, see `dots.measure` and `dots.measure_unpacking`."""
+        return self.ask({"dots": engine, "short": short})
 
     def observe(self, case: Case) -> dict:
         """`{"ttft_s": […], "tpot_s": […]}`, one of each generation."""

@@ -84,8 +84,9 @@ class Predictor:
         if kind not in ENGINES or not shape.attention:
             raise TfspeedError("Times are predicted of decoders under "
                                f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
-        if kind not in PACKED and {m.bits for m in shape.matrices} != {32}:
-            raise TfspeedError("Under graph and xla times are predicted of float32 weights.",
+        if kind not in PACKED and 16 in {m.bits for m in shape.matrices}:
+            raise TfspeedError("Under graph and xla times are predicted of weights of 32, 8 and 4 "
+                               "bits.",
                                engine=engine, model=shape.name)
         known = [(t, machine.seconds(shape, engine, t, load)) for t, machine in
                  self._made.items()]
@@ -118,8 +119,8 @@ class _Machine:
 
     def __init__(self, constants: dict):
         self.constants, self.bandwidth = constants, Bandwidth(constants["bandwidth"])
-        self.tables = {kind: Table(constants[kind]["dots"]) for kind in ("graph", "xla")
-                       if kind in constants}
+        self.tables = {kind: Table(found["dots"], found["unpacking"])
+                       for kind, found in constants.items() if kind in ("graph", "xla")}
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         kind = engine.partition(":")[0]

@@ -67,14 +67,8 @@ class Packed(Converted):
         values, scales = ops.convert_to_tensor(self.values), ops.convert_to_tensor(self.scales)
         if rows is not None:
             values, scales = ops.take(values, rows, axis=0), ops.take(scales, rows, axis=0)
-        width, dtype = self.packing["shape"][1], self.compute_dtype
-        if self.packing["bits"] == 4:
-            pairs = ops.cast(values, "int8")
-            low = ops.right_shift(ops.left_shift(pairs, 4), 4)  # the sign comes along
-            values = ops.stack([low, ops.right_shift(pairs, 4)], axis=-1)
-        blocks = ops.reshape(values, (*scales.shape, width // scales.shape[-1]))
-        matrix = ops.cast(blocks, dtype) * ops.cast(scales, dtype)[..., None]
-        return ops.reshape(matrix, (*scales.shape[:-1], width))
+        return unpack(values, scales, self.packing["bits"], self.packing["shape"][1],
+                      self.compute_dtype)
 
     @property
     def kernel(self):
@@ -94,6 +88,17 @@ class Packed(Converted):
 
     def get_config(self):
         return {**super().get_config(), "packing": self.packing}
+
+
+def unpack(values, scales, bits: int, width: int, dtype: str):
+    """`[..., width]` in a floating type, of what `Packed` keeps of it."""
+    if bits == 4:
+        pairs = ops.cast(values, "int8")
+        low = ops.right_shift(ops.left_shift(pairs, 4), 4)  # the sign comes along
+        values = ops.stack([low, ops.right_shift(pairs, 4)], axis=-1)
+    blocks = ops.reshape(values, (*scales.shape, width // scales.shape[-1]))
+    matrix = ops.cast(blocks, dtype) * ops.cast(scales, dtype)[..., None]
+    return ops.reshape(matrix, (*scales.shape[:-1], width))
 
 
 @keras.saving.register_keras_serializable("tfspeed")
