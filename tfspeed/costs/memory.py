@@ -86,7 +86,7 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
         made = _litert if kind == "litert" else _fused
         found = made(shape, stored, batch, prompt, new_tokens, formats.cache_itemsize)
         return found if not (rounded and formats.quantized) else dataclasses.replace(
-            found, **_rounding(shape, stored))
+            found, **rounding(shape, stored))
     length, capacity = padded_lengths(prompt, new_tokens)
     cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     rows = batch * length
@@ -117,8 +117,8 @@ def _litert(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
                   4 * batch * shape.vocabulary, functions=once)
 
 
-def _rounding(shape: Shape, stored: Shape) -> dict[str, float]:
-    """Of integers that are made with calibration text."""
+def rounding(shape: Shape, stored: Shape) -> dict[str, float]:
+    """`Memory`'s `rounding` and `kept`, where integers are made with calibration text."""
     if not any(new.bits <= 8 < old.bits for new, old in zip(stored.matrices, shape.matrices,
                                                             strict=True)):
         return {}

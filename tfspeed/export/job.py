@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfspeed import cli, engines
+from tfspeed.costs import export_memory
 from tfspeed.errors import TfspeedError
 from tfspeed.export import (
     FORMATS,
@@ -28,6 +29,7 @@ from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import packed
 from tfspeed.main_job import read_calibration, read_text
 from tfspeed.measure.experiment import text_windows
+from tfspeed.measure.memory import PeakMemory
 from tfspeed.measure.progress import Progress
 from tfspeed.memory import give_back
 from tfspeed.models.decoder import Decoder
@@ -63,14 +65,17 @@ def run(flags) -> int | None:
     files.check_folder(out, "out")
 
     bar, start = Progress(), time.perf_counter()
-    with bar.task(f"loading {flags.model}", None), strategy.scope():
-        reference = load(flags.model)
-        halves = flags.format == "saved_model" and flags.weights == "float16"
-        model = strategy.apply(load(flags.model, "float16") if halves else reference, calibration)
-    weights = stored.agreed(model, flags.format, flags.weights)
-    path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
-                  strategy.label, strategy.report)
-    print(f"{time.perf_counter() - start:.0f} s; to check it: python scripts/export.py "
+    with PeakMemory() as peak:
+        with bar.task(f"loading {flags.model}", None), strategy.scope():
+            reference = load(flags.model)
+            halves = flags.format == "saved_model" and flags.weights == "float16"
+            model = strategy.apply(load(flags.model, "float16") if halves else reference,
+                                   calibration)
+        weights = stored.agreed(model, flags.format, flags.weights)
+        path = export(model, reference, flags.format, weights, flags.context, out, text, bar,
+                      strategy.label, strategy.report)
+    said = export_memory.told(peak.peak_rss, model, reference, flags.format, weights)
+    print(f"{time.perf_counter() - start:.0f} s, {said}; to check it: python scripts/export.py "
           f"--verify={path}")
     return None
 
