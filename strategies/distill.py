@@ -14,7 +14,8 @@ rounded: `--strategy=distill+quantize --distill_bits=4 --quantize_bits=4 --quant
 --quantize_smooth=false` (smoothing would move the grid that was trained on).
 When it is not: behind a change that costs nothing. It cannot bring back what a few ten thousand
 tokens do not show, and the project's own calibration text (6,000 tokens) is read over and over:
-give a text by `--calibration`, or `--distill_data=self`.
+give a text by `--calibration`, or `--distill_data=self`. Nor on the few sounds that the change
+before it was fitted to: those the model still reads as before.
 What it costs: by default (40,000 tokens) some five minutes for 135 M parameters on 2 cores.
 Memory in full: the teacher, the student, its gradients, twice its size for Adam; lora: little over
 the two models. A checkpoint is three times the weights while it runs, once afterwards; it stays,
