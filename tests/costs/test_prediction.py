@@ -1,5 +1,6 @@
 """Times that are predicted behave as the machine does; a calibration of another one is refused."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -25,6 +26,7 @@ from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
 from tfspeed.litert.formats import Formats
+from tfspeed.measure.progress import Progress
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
 LOAD = Load(batch=1, prompt_tokens=100, new_tokens=20)
@@ -148,6 +150,32 @@ def test_a_fit_finds_the_constants():
     assert found["unused"] == pytest.approx(1e-3)
     firm = fitting.fit(start, predict, noisy, firm=lambda name: 1000 if name == "byte" else 1)
     assert firm["byte"] > 10 * found["byte"]  # it stays where it began
+
+
+def test_what_observers_say_becomes_a_calibration(cache, monkeypatch):
+    class Fake(contextlib.nullcontext):
+        def __init__(self, threads):
+            super().__init__(self)
+            self.threads = threads
+
+        def bandwidth(self, sizes):
+            return [[size, self.threads * 1e10] for size in sizes]
+
+        def products(self, engine, short):
+            found = made_up().threads[self.threads][engine]
+            return {name: found[name] for name in ("dots", "unpacking")}
+
+        def observe(self, case):
+            return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02]}
+
+    monkeypatch.setattr(calibrating, "Observer", Fake)
+    made = calibrating.calibrate([1, 2], ["graph", "xla"], Progress())
+    assert {count: set(found) for count, found in made.threads.items()} == {
+        count: {"bandwidth", "graph", "xla"} for count in (1, 2)}
+    calibration.save(made)
+    assert calibration.load() == made
+    found = Predictor(calibration.load()).latency(SHAPE, "graph", 2, LOAD)
+    assert 0 < found["tpot_s"] < found["ttft_s"]
 
 
 def test_a_calibration_is_kept(cache):

@@ -127,13 +127,13 @@ class Table:
     """Seconds of a product, between those that were measured.
 
     Args:
-        unpacking: see `measure_unpacking`.
+        dots, unpacking: see `measure` and `measure_unpacking`.
     """
 
-    def __init__(self, entries: list[list[float]], unpacking: dict[str, float]):
+    def __init__(self, dots: list[list[float]], unpacking: dict[str, float]):
         self.unpacking = {int(bits): seconds for bits, seconds in unpacking.items()} | {32: 0.0}
         self._columns: dict = {}
-        for rows, size, transposed, seconds in entries:
+        for rows, size, transposed, seconds in dots:
             column = self._columns.setdefault(bool(transposed), {}).setdefault(size, ([], []))
             column[0].append(math.log(rows))
             column[1].append(math.log(seconds))
