@@ -1,6 +1,7 @@
 """Windows, recordings and streams, over a tiny Whisper of random weights."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.models.seq2seq import save_ctranslate2, tiny
 from tfspeed.audio.log_mel import RATE
 from tfspeed.audio.partials import stream, takes_back
 from tfspeed.audio.transcriber import Options, Transcriber, repeats
+from tfspeed.audio.windows import windows
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.models.load import load
@@ -110,19 +112,42 @@ def test_languages(engine):
         Transcriber(create("graph", tiny_decoder()))
 
 
+def test_silence_is_not_kept_until_others_are_read(litert):
+    made, kept = Transcriber(litert, batch=2), []
+
+    def sounds():
+        for i in range(20):
+            samples = noise(1) if i == 3 else np.zeros(RATE, np.float32)
+            kept.append(weakref.ref(samples))
+            yield i, samples
+            del samples
+        yield 20, noise(1)
+
+    found = iter(made.windows(sounds()))
+    assert next(found)[0] == 0
+    assert sum(ref() is not None for ref in kept) == 1  # the one with a sound in it
+    assert [i for i, _ in found] == list(range(1, 21))
+
+
+def recording(made, blocks):
+    """The windows of a recording."""
+    cut = windows(blocks, made.window_samples)
+    return [window for _, window in made.windows((None, samples) for samples in cut)]
+
+
 def test_long_sound_is_cut_where_it_is_quiet(transcriber):
     sound = noise(3)
     quiet = slice(int(1.0 * RATE), int(1.15 * RATE))
     sound[quiet] *= 0.01
-    windows = list(transcriber.long(np.split(sound, 30)))
-    assert windows[0].seconds == pytest.approx(1.075, abs=0.05)
-    assert sum(w.seconds for w in windows) == pytest.approx(3)
-    assert all(w.seconds <= 1.2 for w in windows)
+    found = recording(transcriber, np.split(sound, 30))
+    assert found[0].seconds == pytest.approx(1.075, abs=0.05)
+    assert sum(w.seconds for w in found) == pytest.approx(3)
+    assert all(w.seconds <= 1.2 for w in found)
 
 
 def test_a_long_silence_is_never_held(transcriber):
     blocks = (np.zeros(RATE, np.float32) for _ in range(100))
-    assert {w.text for w in transcriber.long(blocks)} == {""}
+    assert {w.text for w in recording(transcriber, blocks)} == {""}
 
 
 def test_a_stream_ends_with_what_a_recording_gives(transcriber):
@@ -131,7 +156,7 @@ def test_a_stream_ends_with_what_a_recording_gives(transcriber):
     assert [p.revision for p in partials] == list(range(len(partials)))
     assert [p.end for p in partials] == [False] * (len(partials) - 1) + [True]
     assert len(partials) == 6
-    whole = " ".join(w.text for w in transcriber.long([sound]))
+    whole = " ".join(w.text for w in recording(transcriber, [sound]))
     assert partials[-1].text == whole
     assert partials[-1].heard_s == pytest.approx(2.6)
     found = spoken(iter(partials))  # as they come: a stream may last for hours

@@ -232,6 +232,14 @@ def test_a_peer_reads_the_same_windows(tmp_path, monkeypatch):
     speech_job.show(row | {"model": "m", "strategy": "s", "engine": "e"}, Progress())
 
 
+def test_windows_that_are_not_silent_are_counted(tmp_path):
+    paths = [written(tmp_path / "quiet.wav", np.zeros(16000)), written(tmp_path / "none.wav", []),
+             written(tmp_path / "long.wav", 0.3 * np.ones(40000))]
+    made = types.SimpleNamespace(window_samples=19200)
+    assert [speech_job._heard(made, paths, most) for most in (1, 9)] == [1, 3]
+    assert speech_job._heard(made, paths[:2], 9) == 0
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"peers": "whisperkit"}, "must be among"), ({"audio": "stdin"}, "not standard input"),
     ({"language": "auto"}, "told the language")])

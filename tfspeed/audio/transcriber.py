@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tfspeed.audio.log_mel import HOP, RATE, log_mel
-from tfspeed.audio.windows import windows
 from tfspeed.engines.base import FINISHED, Engine
 from tfspeed.errors import TfspeedError
 from tfspeed.models.whisper_tokens import TASKS, WhisperTokens
@@ -58,7 +57,7 @@ class Window:
 class Transcriber:
     """Args:
         engine: over a Whisper with its tokenizer.
-        batch: windows of a recording that are read at once; 0: one for each of the devices or
+        batch: windows that are read at once, at the most; 0: one for each of the devices or
             workers that share out rows.
 
     Raises:
@@ -91,31 +90,36 @@ class Transcriber:
 
     def window(self, samples: np.ndarray) -> Window:
         """Text of up to a window of samples; nothing is invented for silence."""
-        return self._read([samples])[0] if _audible(samples) else self._silence(samples)
+        return self._read([samples])[0] if audible(samples) else self._silence(samples)
 
     def windows(self, sounds: Iterable[tuple[object, np.ndarray]],
                 ) -> Iterator[tuple[object, Window]]:
         """Pairs of anything and a window of samples → pairs of the same and its `Window`, in
-        their order. Those with a sound in them are read `batch` at a time."""
-        waiting, loud = [], 0
+        their order. Those with a sound in them are read `batch` at a time; silence is not kept
+        until then: there may be hours of it."""
+        waiting, loud = [], []
         for name, samples in sounds:
-            waiting.append((name, samples))
-            loud += _audible(samples)
-            if loud == self.batch:
-                yield from self._together(waiting)
-                waiting, loud = [], 0
-        yield from self._together(waiting)
+            window = None if audible(samples) else self._silence(samples)
+            waiting.append((name, window))
+            if window is None:
+                loud.append(samples)
+            if len(loud) == self.batch:
+                yield from self._in_order(waiting, loud)
+                waiting, loud = [], []
+        yield from self._in_order(waiting, loud)
 
-    def _together(self, sounds: list) -> Iterator[tuple[object, Window]]:
-        """The same of up to `batch` that are not silent. Engines compile for numbers of rows, so
-        there are two of them: too few rows are filled up, or if under half read one by one."""
-        loud = [samples for _, samples in sounds if _audible(samples)]
+    def _in_order(self, waiting: list, loud: list) -> Iterator[tuple[object, Window]]:
+        """What waits with its window, which is None where one of `loud` is to be read."""
+        read = self._together(loud)
+        for name, window in waiting:
+            yield name, window or next(read)
+
+    def _together(self, loud: list[np.ndarray]) -> Iterator[Window]:
+        """The windows of up to `batch` sounds. Engines compile for numbers of rows, so there are
+        two of them: too few rows are filled up, or if under half read one by one."""
         if 2 * len(loud) > self.batch:
-            read = iter(self._read(loud + loud[-1:] * (self.batch - len(loud)), len(loud)))
-        else:
-            read = map(self.window, loud)
-        for name, samples in sounds:
-            yield name, next(read) if _audible(samples) else self._silence(samples)
+            return iter(self._read(loud + loud[-1:] * (self.batch - len(loud)), len(loud)))
+        return map(self.window, loud)
 
     def _silence(self, samples: np.ndarray) -> Window:
         return Window("", len(samples) / RATE, [], self.options.language, 1.0, 0.0, 0.0)
@@ -169,12 +173,9 @@ class Transcriber:
                 < self.options.logprob_threshold
                 for logits, prompt, tokens in zip(scores, prompts, made, strict=True)]
 
-    def long(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
-        """A recording of any length, window by window."""
-        return map(self.window, windows(blocks, self.window_samples))
 
-
-def _audible(samples: np.ndarray) -> bool:
+def audible(samples: np.ndarray) -> bool:
+    """Whether a window is more than silence."""
     return len(samples) >= _ENOUGH_S * RATE and bool(np.abs(samples).max() >= _SILENT)
 
 

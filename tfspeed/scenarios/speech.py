@@ -51,11 +51,12 @@ def run(flags) -> int | None:
         flags.model = MODEL
     said = clips.transcripts(flags.transcripts) if flags.transcripts else {}
     paths = [] if flags.audio == "stdin" else clips.find(flags.audio)
+    speech_job.check_readable(paths)
     names = speech_peers.asked(flags)
 
     def work(setup: job.Setup) -> None:
         bar = Progress()
-        transcriber, row = speech_job.transcriber(flags, setup, bar)
+        transcriber, row = speech_job.transcriber(flags, setup, paths, bar)
         if flags.audio == "stdin":
             speech_job.warm(transcriber.window)
             row |= speech_stream.listen(transcriber, flags.chunk_s)

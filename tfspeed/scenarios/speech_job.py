@@ -1,7 +1,8 @@
 """The work of the speech scenario: what is measured, and how it is shown."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from tfspeed.audio.clips import transcript
 from tfspeed.audio.log_mel import RATE
 from tfspeed.audio.partials import stream
-from tfspeed.audio.transcriber import Options, Transcriber, Window
+from tfspeed.audio.transcriber import Options, Transcriber, Window, audible
 from tfspeed.audio.wav import Wav
 from tfspeed.audio.windows import windows as cut_windows
 from tfspeed.measure.metrics import summary
@@ -18,24 +19,25 @@ from tfspeed.measure.words import word_error_rate
 from tfspeed.scenarios import job, speech_stream
 
 
-def transcriber(flags, setup: job.Setup, bar: Progress) -> tuple[Transcriber, dict]:
-    """What the flags ask for, and what the row says of it."""
+def transcriber(flags, setup: job.Setup, paths: list[Path],
+                bar: Progress) -> tuple[Transcriber, dict]:
+    """What the flags ask for, to read these files, and what the row says of it."""
     engine, row = job.prepared(flags, setup, bar)
     made = Transcriber(engine, Options(flags.language, flags.task, flags.no_speech_threshold,
                                        new_tokens=flags.new_tokens), flags.batch)
+    # More rows than there are windows would be memory for nothing.
+    made.batch = max(1, _heard(made, paths, made.batch))
     return made, {"scenario": flags.scenario, **row, "language": flags.language,
                   "task": flags.task, "batch": made.batch}
 
 
 def measure(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,
             peers=()) -> dict:
-    """Texts and figures of files. A file that cannot be read is an error; one that is empty or
-    silent has no text.
+    """Texts and figures of files; one that is empty or silent has no text.
 
     Args:
         peers: of `speech_peers.running`: each reads the same files right after us.
     """
-    check_readable(paths)
     warm_all(made)
     for peer in peers:
         peer.warm()
@@ -94,16 +96,24 @@ def groups(made: Transcriber, paths: list[Path]) -> list[list[Path]]:
 
 def read(made: Transcriber, paths: list[Path]) -> list[list[Window]]:
     """The windows of each file."""
-    def sounds():
-        for i, path in enumerate(paths):
-            with Wav(path) as wav:
-                for samples in cut_windows(wav.blocks(), made.window_samples):
-                    yield i, samples
-
     found = [[] for _ in paths]
-    for i, window in made.windows(sounds()):
+    for i, window in made.windows(_sounds(made, paths)):
         found[i].append(window)
     return found
+
+
+def _sounds(made: Transcriber, paths: list[Path]) -> Iterator[tuple[int, np.ndarray]]:
+    """The samples of each window, with the number of its file."""
+    for i, path in enumerate(paths):
+        with Wav(path) as wav:
+            for samples in cut_windows(wav.blocks(), made.window_samples):
+                yield i, samples
+
+
+def _heard(made: Transcriber, paths: list[Path], most: int) -> int:
+    """How many windows there are that are not silent; `most` where there are more."""
+    heard = (samples for _, samples in _sounds(made, paths) if audible(samples))
+    return sum(1 for _ in islice(heard, most))
 
 
 def _clips(made: Transcriber, paths: list[Path], said: dict[str, str], flags, bar: Progress,

@@ -28,7 +28,7 @@ def speech(flags) -> int | None:
 
 def _speech(flags, setup: job.Setup, paths, said: dict[str, str]) -> None:
     bar = Progress()
-    made, row = speech_job.transcriber(flags, setup, bar)
+    made, row = speech_job.transcriber(flags, setup, paths, bar)
     speech_job.warm_all(made)
     texts, tokens, work = [], 0, 0.0
     with bar.task("translating", len(paths)) as advance:
