@@ -91,7 +91,7 @@ class Reader:
 
 
 class Grams:
-    """Sums up what `attention/out` and `mlp/down` of a block read, each token by the size of
+    """Sums up what the layers that read a block's units read, each token by the size of
     what its output is added to: a norm divides by that before anybody reads it."""
 
     def __init__(self, block: Block, kinds: Sequence[str]):

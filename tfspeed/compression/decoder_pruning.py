@@ -100,14 +100,14 @@ def fill(new: Block, old: Block, kept: dict) -> None:
         key = c.num_heads * c.head_dim + columns_of(groups, c.head_dim)
         value = key + c.num_kv_heads * c.head_dim
         select(new.attention.query_key_value, old.attention.query_key_value,
-                np.concatenate([query, key, value]))
+               np.concatenate([query, key, value]))
         assign(new.attention.out, matrix)
     else:
         share_named(new.attention, old.attention, "query_key_value", "out")
     if "neurons" in kept:
         neurons, matrix = kept["neurons"]
         select(new.mlp.up, old.mlp.up,
-                np.concatenate([neurons, c.mlp_dim + neurons]) if c.gated_mlp else neurons)
+               np.concatenate([neurons, c.mlp_dim + neurons]) if c.gated_mlp else neurons)
         assign(new.mlp.down, matrix)
     else:
         share_named(new.mlp, old.mlp, "up", "down")

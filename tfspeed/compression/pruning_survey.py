@@ -6,6 +6,7 @@ each layer measures the KL divergence of the next token's distribution, which se
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -86,21 +87,15 @@ class Survey:
             x = after
 
     def _survey(self, kind, i, x, gram, multiple) -> None:
-        block = self.decoder.blocks[i]
-        width, step, size = unit(block.config, kind, multiple)
-        dense = layers_of(block)[kind]
-        matrix = matrix_of(dense)
-        units = dense.kernel.shape[0] // width
-        gone, errors = removal(matrix, gram, units, step, steps_of(units, step, kind))
-        if not len(gone):
-            return
-        tried = tried_of(errors, units, step)
-        left = product_without(dense, matrix, gram, columns_of(gone[:tried].reshape(-1), width))
-        with replaced_calls((dense, lambda _: left)):
+        def divergence():
             out = self.reader.through(i, x[:_TRIAL_WINDOWS])
-        cost = max(self.reader.divergence(self.reference, out, i + 1), 1e-9)
-        self.curves[kind, i] = errors * (cost / max(errors[tried - 1], 1e-30))
-        self.sizes[kind, i] = size
+            return self.reader.divergence(self.reference, out, i + 1)
+
+        block = self.decoder.blocks[i]
+        found = curve(block, kind, gram, multiple, divergence)
+        if found is not None:
+            self.curves[kind, i] = found
+            self.sizes[kind, i] = unit(block.config, kind, multiple)[2]
 
     def without(self, layers) -> float:
         """The divergence when layers are left out."""
@@ -132,14 +127,36 @@ def steps_of(units: int, step: int, kind: str) -> int:
     return int(_LARGEST * units / step) if kind == "neurons" else (units - 1) // step
 
 
-def tried_of(errors: np.ndarray, units: int, step: int) -> int:
+def curve(block, kind: str, gram: np.ndarray, multiple: int,
+          divergence: Callable[[], float]) -> np.ndarray | None:
+    """What each step out of a place of a block costs, nats a token; None where none may be taken.
+
+    Args:
+        gram: of what reads the place's units, see `Grams`.
+        divergence: of the model as it is, asked while a trial is in place.
+    """
+    width, step, _ = unit(block.attention.config, kind, multiple)
+    dense = layers_of(block)[kind]
+    matrix = matrix_of(dense)
+    units = dense.kernel.shape[0] // width
+    gone, errors = removal(matrix, gram, units, step, steps_of(units, step, kind))
+    if not len(gone):
+        return None
+    tried = _tried(errors, units, step)
+    left = _product_without(dense, matrix, gram, columns_of(gone[:tried].reshape(-1), width))
+    with replaced_calls((dense, lambda _: left)):
+        cost = max(divergence(), 1e-9)
+    return errors * (cost / max(errors[tried - 1], 1e-30))
+
+
+def _tried(errors: np.ndarray, units: int, step: int) -> int:
     """Steps that a trial takes, whose divergence sets the scale of a layer's errors."""
     # Units that do nothing tell no scale.
     tried = max(int(_TRIAL * units / step), 1 + np.searchsorted(errors, 1e-4 * errors[-1]))
     return min(tried, len(errors))
 
 
-def product_without(dense, matrix: np.ndarray, gram: np.ndarray, columns: np.ndarray):
+def _product_without(dense, matrix: np.ndarray, gram: np.ndarray, columns: np.ndarray):
     """A call like that of `dense` with its matrix, `[out, in]` and perhaps a bias, refitted without
     some columns."""
     kept = np.setdiff1d(np.arange(len(gram)), columns)

@@ -10,15 +10,14 @@ import re
 
 import numpy as np
 
-from tfspeed.compression.block_reader import Grams, layers_of, matrix_of, spread
+from tfspeed.compression.block_reader import Grams, layers_of, spread
 from tfspeed.compression.copying import rebuilt, share
 from tfspeed.compression.decoder_pruning import assign, fill, kept_units, select, share_named
-from tfspeed.compression.pruning_survey import PLACES, product_without, steps_of, tried_of, unit
+from tfspeed.compression.pruning_survey import PLACES, curve, steps_of, unit
 from tfspeed.compression.seq2seq_reader import decoder_side, divergence, encoder_side, log_p
 from tfspeed.compression.sources import Sources
-from tfspeed.compression.structured import cheapest, columns_of, removal
+from tfspeed.compression.structured import cheapest, columns_of
 from tfspeed.memory import give_back
-from tfspeed.models.conversion import replaced_calls
 from tfspeed.models.encoder_decoder import EncoderDecoder
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
@@ -53,17 +52,10 @@ def survey(model: EncoderDecoder, tokens: np.ndarray, after: Sources, places, mu
     sure, curves = log_p(model, text, heard), {}
 
     def look(block, kind, gram):
-        dense = layers_of(block)[kind]
-        matrix, (width, step, _) = matrix_of(dense), unit(block.attention.config, kind, multiple)
-        units = dense.kernel.shape[0] // width
-        gone, errors = removal(matrix, gram, units, step, _most(kind, block, multiple))
-        if not len(gone):
-            return
-        tried = tried_of(errors, units, step)
-        left = product_without(dense, matrix, gram, columns_of(gone[:tried].reshape(-1), width))
-        with replaced_calls((dense, lambda _: left)):
-            cost = max(divergence(sure, log_p(model, text, heard)), 1e-9)
-        curves[kind, block.name] = errors * (cost / max(errors[tried - 1], 1e-30))
+        found = curve(block, kind, gram, multiple,
+                      lambda: divergence(sure, log_p(model, text, heard)))
+        if found is not None:
+            curves[kind, block.name] = found
 
     _walk(model, model, tokens, after, places, look)
     return curves
