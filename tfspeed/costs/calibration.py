@@ -136,7 +136,7 @@ def _check(made: Calibration) -> None:
     for constants in made.threads.values():
         tables = [constants["bandwidth"]]
         for engine in set(constants) - {"bandwidth"}:
-            found, start = constants[engine], STARTS.get(engine, compiled_time.START)
+            found, start = constants[engine], STARTS.get(engine)
             if engine not in STARTS:
                 tables.append(found["dots"])
                 numbers += [found["unpacking"][str(bits)] for bits in PACKINGS]

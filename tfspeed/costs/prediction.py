@@ -86,8 +86,7 @@ class Predictor:
                                f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
         if kind not in PACKED and 16 in {m.bits for m in shape.matrices}:
             raise TfspeedError("Under graph and xla times are predicted of weights of 32, 8 and 4 "
-                               "bits.",
-                               engine=engine, model=shape.name)
+                               "bits.", engine=engine, model=shape.name)
         known = [(t, machine.seconds(shape, engine, t, load)) for t, machine in
                  self._made.items()]
         found = {name: self._between(threads, [(t, times[name]) for t, times in known])

@@ -39,8 +39,8 @@ class SharedSource:
         own: what the chief's engine made of its rows.
     """
 
-    def __init__(self, key: int | None, rows: int, own):
-        self.key, self.rows, self.own = key, rows, own
+    def __init__(self, key: int | None, own):
+        self.key, self.own = key, own
 
 
 class WorkersEngine(Wrapping):
@@ -76,11 +76,11 @@ class WorkersEngine(Wrapping):
     def encode(self, source):
         source = np.asarray(self.model.checked_source(source))
         if self._alone(len(source)):
-            return SharedSource(None, len(source), self.inner.encode(source))
+            return SharedSource(None, self.inner.encode(source))
         self._check_free()
         key = next(self._keys)
         self._tell({"encode": key, "shape": source.shape, "dtype": source.dtype.name})
-        made = SharedSource(key, len(source), self._encode(source))
+        made = SharedSource(key, self._encode(source))
         weakref.finalize(made, self._forgotten.append, key)
         return made
 
