@@ -88,6 +88,19 @@ def test_a_message_on_loopback():
     assert 1e7 < link.bytes_per_s < 1e12
 
 
+def test_times_that_were_disturbed_are_measured_again(monkeypatch):
+    good = [2e-5 + size / 1e9 for size in loopback.SIZES]
+    times = iter([*good[::-1], *good])
+    monkeypatch.setattr(loopback, "_exchange", lambda connection, size: next(times))
+    assert loopback.measure().alpha_s == pytest.approx(1e-5, rel=0.01)
+    times = iter(good[::-1] * 9)
+    with pytest.raises(TfspeedError, match="Longer messages"):
+        loopback.measure()
+    times, links = iter(good * 9), iter([Link(0, 1e9), Link(1e-6, 1e9)])
+    monkeypatch.setattr(loopback, "fit", lambda sizes, seconds: next(links))
+    assert loopback.measure().alpha_s == 1e-6
+
+
 def test_a_link_that_breaks_is_said(monkeypatch):
     monkeypatch.setattr(loopback, "_ECHO", "print(1, flush=True)")
     with pytest.raises(TfspeedError, match="loopback"):

@@ -22,6 +22,7 @@ from tfspeed.costs import (
     shapes,
 )
 from tfspeed.costs.calibration import NoCalibration
+from tfspeed.costs.communication import Link
 from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
@@ -169,6 +170,7 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch):
             return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02]}
 
     monkeypatch.setattr(calibrating, "Observer", Fake)
+    monkeypatch.setattr(calibrating.loopback, "measure", lambda: Link(1e-5, 3e9))
     made = calibrating.calibrate([1, 2], ["graph", "xla"], Progress())
     assert {count: set(found) for count, found in made.threads.items()} == {
         count: {"bandwidth", "graph", "xla"} for count in (1, 2)}

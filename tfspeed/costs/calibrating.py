@@ -28,6 +28,7 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibrat
     """Measures and fits; each of the numbers of threads in a process of its own, the most first:
     those after it begin with its constants, and need fewer times."""
     begin, found, fits = time.perf_counter(), {}, {}
+    link = loopback.measure()  # fails on a machine that is too busy: before a minute is spent
     threads = sorted(threads, reverse=True)
     plan = {count: {engine: cases.calibration(engine, count, short=count != threads[0])
                     for engine in engines} for count in threads}
@@ -39,7 +40,7 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress) -> Calibrat
                 observer, plan[count], found.get(threads[0], {}), advance)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Calibration(fingerprint(), made, time.perf_counter() - begin, found, fits,
-                       dataclasses.asdict(loopback.measure()))
+                       dataclasses.asdict(link))
 
 
 def _started(threads: list[int], stack: contextlib.ExitStack) -> list[Observer]:
