@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from tfspeed import cli, engines
+from tfspeed import cli, cluster_job, engines
 from tfspeed.devices import set_threads
 from tfspeed.errors import TfspeedError
 from tfspeed.main_job import Console, check_writable, read_calibration
@@ -46,8 +46,11 @@ def run(flags, options: Options) -> None:
     check_writable(flags.output)
     data = read_calibration(flags)
     set_threads(flags.threads)
-    rows = held(chats, options, flags.model, cli.make_strategy(flags.strategy), flags.engine, data,
-                Progress())
+    strategy = cli.make_strategy(flags.strategy)
+    if cluster_job.member_of(flags, strategy):
+        raise TfspeedError("A dialogue is held by one process.", strategy=flags.strategy,
+                           hint="Leave workers out: what they share out are rows of a batch.")
+    rows = held(chats, options, flags.model, strategy, flags.engine, data, Progress())
     report.write_json(flags.output, environment(), rows)
     console = Console()
     for table in tables.dialogue(rows):
