@@ -9,6 +9,7 @@ import pytest
 import strategies
 from tests.conftest import tiny_decoder, tiny_recurrent
 from tests.litert.test_decoder import FAMILIES
+from tests.models import seq2seq
 from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
@@ -146,6 +147,8 @@ def test_a_batch_runs_without_drafts():
 def test_what_cannot_take_tokens_back_is_refused():
     with pytest.raises(TfspeedError, match=r"cannot take tokens back.*fused"):
         create("litert", speculative(tiny_decoder()))
+    with pytest.raises(TfspeedError, match=r"=xla or graph"):  # fused has no encoder
+        create("litert", speculative(seq2seq.tiny("whisper")))
     with pytest.raises(TfspeedError, match="decoders"):
         strategies.create("speculative").apply(tiny_recurrent("gru"))
     with pytest.raises(TfspeedError, match="the model itself"):

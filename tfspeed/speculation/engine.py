@@ -30,7 +30,8 @@ class SpeculativeEngine(Wrapping):
         if inner.open_text is None:
             raise TfspeedError(f"The engine {inner.name} cannot take tokens back, which "
                                "speculation needs.", engine=inner.name,
-                               hint="Use --engine=fused, xla or graph.")
+                               hint="Use --engine=xla or graph." if inner.model.reads_source
+                               else "Use --engine=fused, xla or graph.")
         if inner.devices:
             raise TfspeedError("Speculation continues a text on one device.",
                                devices=list(inner.devices),
