@@ -52,7 +52,8 @@ def run(flags) -> int | None:
              for batch in ((flags.batch,) if flags.batch else planner.BATCHES)]
     known = qualities.qualities(rows, model.name)
     points = planner.search(shape, predictor, known, loads,
-                            [flags.threads] if flags.threads else sorted({1, cores}),
+                            [flags.threads] if flags.threads else
+                            sorted({predictor.least_threads, cores}),
                             flags.workers, cores)
     kept = [point for point in points if point.meets(budget)]
     if not kept:

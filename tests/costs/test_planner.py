@@ -111,6 +111,12 @@ def test_engines_without_constants_are_left_out(points):
                        [q for q in qualities() if q.engine == "xla"], LOADS, [1], 1, 2)
 
 
+def test_fewer_threads_than_were_calibrated_are_left_out():
+    calibrated = Predictor(made_up(threads={2: made_up().threads[2]}))
+    found = planner.search(SHAPE, calibrated, qualities(), LOADS, [2], 2, 2)
+    assert {(p.threads, p.workers, p.load) for p in found} == {(2, 1, load) for load in LOADS}
+
+
 def test_what_a_strategy_has_changed_is_not_changed_again(predictor):
     packed = shapes.decoder(cases.MODELS["llama-60m"], bits=8)
     found = planner.search(packed, predictor, qualities(), LOADS, [1], 1, 1)

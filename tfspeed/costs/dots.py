@@ -38,14 +38,13 @@ def measure(engine: str, short: bool) -> list[list[float]]:
 
 
 def measure_unpacking(engine: str) -> dict[str, float]:
-    """Seconds a weight that a product of one row takes longer where its matrix is kept in so many
-    bits, and unpacked for it (`models/packed.py`)."""
+    """Seconds a weight of a product of one row whose matrix is kept in so many bits, and unpacked
+    for it (`models/packed.py`)."""
     import tensorflow as tf
 
     from tfspeed.models.packed import unpack
 
-    x, plain = tf.ones((1, _INPUTS)), _seconds(engine, 1, NEAR, False)
-    found = {}
+    x, found = tf.ones((1, _INPUTS)), {}
     for bits, block in PACKINGS.items():
         def product(values, scales, bits=bits):
             return tf.matmul(x, tf.transpose(unpack(values, scales, bits, _INPUTS, "float32")))
@@ -56,8 +55,8 @@ def measure_unpacking(engine: str) -> dict[str, float]:
         values = [tf.cast(tf.fill((_OUTPUTS, _INPUTS * bits // 8), i), tf.int8 if bits == 8
                           else tf.uint8) for i in range(NEAR)]
         function = tf.function(product, jit_compile=engine == "xla")
-        spent = _a_weight_of(engine, [functools.partial(function, v, scales) for v in values])
-        found[str(bits)] = max(1e-13, spent - plain)
+        found[str(bits)] = _a_weight_of(
+            engine, [functools.partial(function, v, scales) for v in values])
     return found
 
 
@@ -131,12 +130,15 @@ class Table:
     """
 
     def __init__(self, dots: list[list[float]], unpacking: dict[str, float]):
-        self.unpacking = {int(bits): seconds for bits, seconds in unpacking.items()} | {32: 0.0}
         self._columns: dict = {}
         for rows, size, transposed, seconds in dots:
             column = self._columns.setdefault(bool(transposed), {}).setdefault(size, ([], []))
             column[0].append(math.log(rows))
             column[1].append(math.log(seconds))
+        # What a product takes longer; XLA, which unpacks as it multiplies, may take less.
+        plain = self.a_weight(1, min(self._columns[False]), False)
+        self.unpacking = {32: 0.0} | {int(bits): seconds - plain
+                                      for bits, seconds in unpacking.items()}
 
     def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
         """Args:

@@ -80,7 +80,8 @@ def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list
             held = memory.applying(quality.strategy, shape, changed) or 0
             for load in loads:
                 found += _alone(changed, predictor, quality, load, threads, held)
-                for number in range(2, min(most_workers, cores, load.batch) + 1):
+                for number in range(2, min(most_workers, cores // predictor.least_threads,
+                                           load.batch) + 1):
                     found.append(_together(changed, predictor, quality, load, number, cores,
                                            held))
         except TfspeedError as error:

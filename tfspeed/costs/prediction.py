@@ -70,6 +70,7 @@ class Predictor:
         self.link = Link(**calibration.link)
         self._made = {threads: _Machine(constants)
                       for threads, constants in sorted(calibration.threads.items())}
+        self.least_threads = min(self._made)  # that anything is known of
 
     def latency(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         """`ttft_s`, `e2e_s` and, of more than one token, `tpot_s`: the mean, as it is measured.
@@ -108,7 +109,16 @@ class Predictor:
 
     @staticmethod
     def _between(threads: int, known: list[tuple[int, float]]) -> float:
-        """On logarithmic scales; more threads than were calibrated are as many."""
+        """On logarithmic scales; more threads than were calibrated are as many.
+
+        Raises:
+            TfspeedError: fewer than the least.
+        """
+        least = known[0][0]
+        if threads < least:
+            raise TfspeedError("Times are predicted from the least number of threads on that was "
+                               "calibrated.", threads=threads, least=least,
+                               hint="python scripts/calibrate.py calibrates one, and all.")
         counts, seconds = np.log(np.array(known)).T
         return float(np.exp(np.interp(np.log(threads), counts, seconds)))
 
