@@ -276,6 +276,28 @@ def test_a_row_knows_what_a_strategy_held_and_whether_anything_was_rounded(monke
     assert peak("distill", rounded=True) is None
 
 
+def test_rows_of_replicas_are_predicted_and_those_of_workers_are_not(monkeypatch, predictor):
+    monkeypatch.setattr(rows, "_predictor", lambda: predictor)
+    engine = engines.create("graph", tiny_decoder())
+    alone = rows.with_prediction(row_of(engine), engine, 2, engine.model)[0]["predicted"]
+    monkeypatch.setattr(type(engine), "devices", ("CPU:0", "CPU:1"))
+
+    def said(strategy, batch):
+        row = row_of(engine) | {"strategy": strategy, "batch": batch}
+        return rows.with_prediction(row, engine, 2, engine.model)
+
+    single = said("quantize+mirrored(replicas=2)", 1)[0]["predicted"]
+    assert {name: single[name] for name in single} == {name: alone[name] for name in single}
+    shape = shapes.of(engine.model)
+    half = predictor.latency(shape, "graph", 1, Load(2, 8, 4))
+    shared = said("mirrored", 4)[0]["predicted"]
+    assert shared["ttft_s"] == half["ttft_s"]
+    assert shared["tpot_s"] >= half["tpot_s"]  # both read at once
+    assert shared["e2e_s"] > shared["ttft_s"]
+    for strategy in ("multi_worker", "multi_worker+mirrored", "dataflow"):
+        assert "of one device or of replicas" in said(strategy, 4)[1]
+
+
 def test_a_row_says_why_it_has_none(cache):
     rows._predictor.cache_clear()
     engine = engines.create("graph", tiny_decoder())

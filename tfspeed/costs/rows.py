@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 
-from tfspeed.costs import calibration, memory, shapes
+from tfspeed.costs import calibration, memory, shapes, workers
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.packed_cache import rounded_here
 
 _LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+_SPREAD = {"mirrored", *workers.STRATEGIES}
 
 
 def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, str]:
@@ -31,10 +32,14 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
 
 
 def _predicted(row: dict, engine, threads: int, original) -> dict:
-    _check(engine)
+    _check(row, engine)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
     shape = shapes.of(engine.model)
-    found = _predictor().latency(shape, engine.name, threads, load)
+    if engine.devices:
+        found = workers.mirrored(_predictor(), shape, engine.name, threads, len(engine.devices),
+                                 load)
+    else:
+        found = _predictor().latency(shape, engine.name, threads, load)
     said = {name: found[name] for name in _LATENCIES if name in found}
     applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape)
     if applying is not None:
@@ -49,13 +54,14 @@ def _predictor() -> Predictor:
     return Predictor(calibration.load())
 
 
-def _check(engine) -> None:
+def _check(row: dict, engine) -> None:
     """Refuses what the models know nothing of."""
     if default_device().startswith("GPU"):
         raise TfspeedError("Times are predicted of CPUs.", device=default_device())
-    if engine.devices:
-        raise TfspeedError("Times are predicted of one worker: scripts/plan.py says what several "
-                           "would bring.", devices=len(engine.devices))
+    spread = {part.partition("(")[0] for part in row["strategy"].split("+")} & _SPREAD
+    if engine.devices and spread != {"mirrored"}:
+        raise TfspeedError("Times are predicted of one device or of replicas: scripts/plan.py says "
+                           "what workers would bring.", devices=len(engine.devices))
     if engine.model.speculation is not None:
         raise TfspeedError("What drafts save depends on the text.")
 

@@ -21,6 +21,19 @@ _TOLD_BYTES = 24  # of a prompt's token: up to six characters of JSON, an int32 
 CHUNK = 16  # tokens between two gatherings of multi_worker
 
 
+def mirrored(predictor: Predictor, shape: Shape, engine: str, cores: int, replicas: int,
+             load: Load) -> dict[str, float]:
+    """Latencies of replicas on one device's cores: a single text runs whole on the first, which
+    has all of them; of more each replica has its share, of cores and of texts."""
+    if load.batch == 1:
+        return predictor.latency(shape, engine, cores, load)
+    each = dataclasses.replace(load, batch=-(-load.batch // replicas))
+    times = predictor.latency(shape, engine, max(1, cores // replicas), each)
+    if "tpot_s" in times:
+        times["tpot_s"] *= predictor.sharing(cores, replicas, shape, engine, each)
+    return times | {"e2e_s": times["ttft_s"] + (load.new_tokens - 1) * times.get("tpot_s", 0.0)}
+
+
 def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
                  load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
     """Latencies where each worker generates its share of a batch. Before the first token the chief
