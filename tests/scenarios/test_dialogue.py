@@ -103,7 +103,7 @@ class Flags:
         self.__dict__.update(values)
 
     def __getitem__(self, name):
-        return types.SimpleNamespace(value=getattr(self, name), present=True)
+        return types.SimpleNamespace(value=getattr(self, name, None), present=hasattr(self, name))
 
 
 def test_own_conversations():
