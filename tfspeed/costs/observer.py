@@ -63,18 +63,15 @@ def observe(case: Case) -> dict:
 
 def _engine(model: str, engine: str):
     """`fused` ones of small models stay: they are timed at another moment once more."""
-    return (_kept if model in SMALL and engine.startswith("fused") else _made)(model, engine)
+    return (_kept if model in SMALL and engine.startswith("fused") else _last)(model, engine)
 
 
-@functools.lru_cache(maxsize=16)
-def _kept(model: str, engine: str):
-    return _made.__wrapped__(model, engine)
-
-
-@functools.lru_cache(maxsize=1)
 def _made(model: str, engine: str):
     from tfspeed import engines
     return engines.create(engine, _model(model))
+
+
+_kept, _last = functools.lru_cache(maxsize=16)(_made), functools.lru_cache(maxsize=1)(_made)
 
 
 @functools.lru_cache(maxsize=1)

@@ -32,6 +32,11 @@ class Load:
     prompt_tokens: int
     new_tokens: int
 
+    def whole(self, times: dict[str, float]) -> dict[str, float]:
+        """`times`, of the first token and perhaps of those after it, with `e2e_s`."""
+        steps = self.new_tokens - 1
+        return times | {"e2e_s": times["ttft_s"] + steps * times.get("tpot_s", 0.0)}
+
 
 class Bandwidth:
     """Bytes a second at which so many bytes are read again and again, between those measured."""
@@ -94,7 +99,7 @@ class Predictor:
                  for name in known[0][1]}
         if load.new_tokens == 1:
             found.pop("tpot_s")
-        return found | {"e2e_s": found["ttft_s"] + (load.new_tokens - 1) * found.get("tpot_s", 0)}
+        return load.whole(found)
 
     def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
         """How many times as long a step's reads take where `workers` processes read at once, each

@@ -31,7 +31,7 @@ def mirrored(predictor: Predictor, shape: Shape, engine: str, cores: int, replic
     times = predictor.latency(shape, engine, max(1, cores // replicas), each)
     if "tpot_s" in times:
         times["tpot_s"] *= predictor.sharing(cores, replicas, shape, engine, each)
-    return times | {"e2e_s": times["ttft_s"] + (load.new_tokens - 1) * times.get("tpot_s", 0.0)}
+    return load.whole(times)
 
 
 def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
@@ -48,7 +48,7 @@ def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, wo
     steps = load.new_tokens - 1
     if "tpot_s" in times:
         found["tpot_s"] = times["tpot_s"] * slower + gather * (-(-steps // CHUNK)) / steps
-    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+    return load.whole(found)
 
 
 def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
@@ -66,8 +66,7 @@ def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int,
     found = {"ttft_s": times["ttft_s"] + exchange(load.batch * load.prompt_tokens)}
     if "tpot_s" in times:
         found["tpot_s"] = times["tpot_s"] * slower + exchange(load.batch)
-    steps = load.new_tokens - 1
-    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+    return load.whole(found)
 
 
 def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
@@ -91,8 +90,7 @@ def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, worker
     found = {"ttft_s": (load.batch + workers - 1) * stage}
     if "tpot_s" in times:
         found["tpot_s"] = times["tpot_s"] * slower + workers * hop(each.batch * shape.hidden)
-    steps = load.new_tokens - 1
-    return found | {"e2e_s": found["ttft_s"] + steps * found.get("tpot_s", 0.0)}
+    return load.whole(found)
 
 
 STRATEGIES = {"multi_worker": multi_worker, "tensor_parallel": tensor_parallel,
