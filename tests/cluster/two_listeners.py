@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import strategies
-from strategies.multi_worker import Options
+from tests.cluster.leading import led, multi_worker
 from tests.models import seq2seq
 from tfspeed.cluster.member import joined
-from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
 
 RUNS = [("whisper", "graph"), ("whisper", "litert"), ("t5", "graph"), ("bart", "xla")]
@@ -36,27 +34,15 @@ def cases(engine) -> dict[str, list]:
 
 
 def main(folder: Path) -> None:
-    strategy = strategies.create("multi_worker", {"multi_worker": Options(chunk=4)})
+    strategy = multi_worker()
     member = strategy.member
     joined()
     results = {}
     for shape, name in RUNS:
-        with strategy.scope():
-            engine = create(name, strategy.apply(seq2seq.tiny(shape)))
-        if member.is_chief:
-            results[f"{shape} {name}"] = cases(engine)
-            member.tell(None)
-        else:
-            engine.serve()
-            results[f"{shape} {name}"] = len(engine.sources)
-    both = strategies.create("multi_worker+tensor_parallel", {"multi_worker": Options(chunk=4)})
-    with both.scope():
-        engine = create("graph", both.apply(seq2seq.tiny("t5")))
-    if member.is_chief:
-        results["together"] = cases(engine)
-        member.tell(None)
-    else:
-        engine.serve()
+        engine, made = led(strategy, member, name, lambda shape=shape: seq2seq.tiny(shape), cases)
+        results[f"{shape} {name}"] = made if member.is_chief else len(engine.sources)
+    _, results["together"] = led(multi_worker("multi_worker+tensor_parallel"), member, "graph",
+                                 lambda: seq2seq.tiny("t5"), cases)
     (folder / f"{member.index}.json").write_text(json.dumps(results))
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import strategies
-from strategies.multi_worker import Options
+from tests.cluster.leading import led, multi_worker
 from tests.conftest import tiny_decoder
 from tests.strategies.test_contract import PROMPTS
 from tests.training.test_loop import trained
 from tfspeed.cluster.member import joined
-from tfspeed.engines import ENGINES, create
+from tfspeed.engines import ENGINES
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
 
@@ -45,27 +44,19 @@ def cases(engine) -> dict[str, list]:
 
 
 def main(folder: Path) -> None:
-    strategy = strategies.create("multi_worker", {"multi_worker": Options(chunk=4)})
+    strategy = multi_worker()
     member = strategy.member
     joined()
     results = {}
     for name in ENGINES:
-        with strategy.scope():
-            engine = create(name, strategy.apply(tiny_decoder()))
-        if member.is_chief:
-            results[name] = cases(engine)
-            member.tell(None)
-        else:
-            engine.serve()
-    both = strategies.create("multi_worker+tensor_parallel", {"multi_worker": Options(chunk=4)})
-    with both.scope():
-        engine = create("graph", both.apply(tiny_decoder()))
-    if member.is_chief:
-        results["together"] = cases(engine)
+        _, results[name] = led(strategy, member, name, tiny_decoder, cases)
+
+    def spread(engine):
         results["score"] = np.asarray(engine.score(np.asarray([PROMPTS[2]]))).tolist()
-        member.tell(None)
-    else:
-        engine.serve()
+        return cases(engine)
+
+    _, results["together"] = led(multi_worker("multi_worker+tensor_parallel"), member, "graph",
+                                 tiny_decoder, spread)
     with strategy.scope():
         _, result = trained(strategy.apply(tiny_decoder()),
                             checkpoint=str(folder / f"checkpoint{member.index}"), **TRAINING)
