@@ -11,11 +11,19 @@ from tfspeed.errors import TfspeedError
 _LOGICAL = 16  # logical devices that any CPU may be split into
 
 
+JOB_CORES = "TFSPEED_JOB_CORES"  # what a `Supervisor` tells its workers
+
+
 def available_cores() -> int:
     """Cores that this process may use (a container may grant fewer than the machine has)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def job_cores() -> int:
+    """Cores that this process and the workers beside it may use together."""
+    return int(os.environ.get(JOB_CORES) or available_cores())
 
 
 def set_threads(threads: int) -> int:

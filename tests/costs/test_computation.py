@@ -6,12 +6,14 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import MODELS, TINY, tiny_decoder, tiny_recurrent, tiny_uncached
-from tfspeed.costs import computation, shapes, traced
+from tests.models.seq2seq import tiny
+from tfspeed.costs import computation, seq2seq_shapes, shapes, traced
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.pack import Packer
 
 BATCH, LENGTH, CAPACITY = 3, 7, 24
+SLOW = pytest.mark.slow
 FAMILIES = {
     **{name: make for name, make in MODELS.items() if name != "uncached"},
     "untied": lambda: tiny_decoder(tied_embeddings=False, head_bias=True),
@@ -44,6 +46,40 @@ def test_paper_and_graph_agree(name):
     read = on_paper.weight_bytes + 4 * shape.small_values
     assert read == pytest.approx(step.variable_bytes, rel=0.01)
     assert shape.parameters == model.parameters
+
+
+@pytest.mark.parametrize("name", ["whisper", *(pytest.param(name, marks=SLOW)
+                                              for name in ("t5_gated", "bart"))])
+def test_paper_and_graph_agree_after_a_source(name):
+    model = tiny(name)
+    shape = seq2seq_shapes.of(model)
+    source = model.checked_source(model.default_source(BATCH))
+    function = tf.function(model.encode).get_concrete_function(
+        tf.TensorSpec(source.shape, source.dtype))
+    on_paper = computation.encoding(shape.source.encoder, BATCH, shape.source.least)
+    assert on_paper.flops == pytest.approx(traced.count(function).flops + _convolved(model),
+                                           rel=0.01)
+    encoded = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype),
+                                    function.structured_outputs)
+    state = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype),
+                                  model.initial_state(BATCH, CAPACITY))
+    step = traced.count(tf.function(lambda tokens, state, encoded: model.given(encoded).step(
+        tokens, state)).get_concrete_function(tf.TensorSpec((BATCH,), tf.int32), state, encoded))
+    on_paper = computation.padded_step(shape, BATCH, CAPACITY)
+    assert on_paper.flops == pytest.approx(step.flops, rel=0.01)
+    assert shape.parameters == model.parameters
+    assert shape == seq2seq_shapes.encoder_decoder(model.config, model.name)
+    filled = computation.filled_step(shape, BATCH, 10)
+    assert filled.source == shape.source.length
+
+
+def _convolved(model) -> int:
+    """What convolutions multiply, which are no dot products in the graph."""
+    c = model.config
+    if c.source == "tokens":
+        return 0
+    return 2 * BATCH * 3 * c.hidden_dim * (c.source_frames * c.mels
+                                           + c.source_length * c.hidden_dim)
 
 
 def test_the_bytes_of_a_step_are_those_of_the_model():

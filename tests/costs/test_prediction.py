@@ -9,17 +9,22 @@ import pytest
 
 from tests.conftest import TINY, tiny_decoder, tiny_recurrent
 from tests.costs.calibrations import made_up
+from tests.models import seq2seq
 from tfspeed import engines
+from tfspeed.cluster import addresses
 from tfspeed.costs import (
     calibrating,
     calibration,
     cases,
+    computation,
     fitting,
     fused_time,
     litert_time,
     memory,
     rows,
+    seq2seq_shapes,
     shapes,
+    workers,
 )
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.communication import Link
@@ -28,6 +33,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
+from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
 LOAD = Load(batch=1, prompt_tokens=100, new_tokens=20)
@@ -276,7 +282,7 @@ def test_a_row_knows_what_a_strategy_held_and_whether_anything_was_rounded(monke
     assert peak("distill", rounded=True) is None
 
 
-def test_rows_of_replicas_are_predicted_and_those_of_workers_are_not(monkeypatch, predictor):
+def test_rows_of_replicas_and_workers_are_predicted(monkeypatch, predictor):
     monkeypatch.setattr(rows, "_predictor", lambda: predictor)
     engine = engines.create("graph", tiny_decoder())
     alone = rows.with_prediction(row_of(engine), engine, 2, engine.model)[0]["predicted"]
@@ -294,8 +300,51 @@ def test_rows_of_replicas_are_predicted_and_those_of_workers_are_not(monkeypatch
     assert shared["ttft_s"] == half["ttft_s"]
     assert shared["tpot_s"] >= half["tpot_s"]  # both read at once
     assert shared["e2e_s"] > shared["ttft_s"]
-    for strategy in ("multi_worker", "multi_worker+mirrored", "dataflow"):
-        assert "of one device or of replicas" in said(strategy, 4)[1]
+    monkeypatch.setattr(type(engine), "devices", ("worker 0", "worker 1"))
+    for strategy, made in (("multi_worker", workers.multi_worker), ("dataflow", workers.dataflow),
+                           ("quantize+tensor_parallel", workers.shards)):
+        assert said(strategy, 4)[0]["predicted"]["tpot_s"] == made(
+            predictor, shape, "graph", 4, 2, Load(4, 8, 4))["tpot_s"]  # two cores of each
+    assert said("multi_worker", 1)[0]["predicted"]["e2e_s"] == single["e2e_s"]
+    assert "one strategy that spreads" in said("multi_worker+mirrored", 4)[1]
+    monkeypatch.setenv("TF_CONFIG", addresses.from_hosts("10.0.0.1:1,10.0.0.2:1", 0).tf_config())
+    assert "predicted of one machine" in said("multi_worker", 4)[1]
+
+
+def test_a_worker_that_is_held_to_a_core_knows_the_calibration_of_all(cache, monkeypatch):
+    monkeypatch.setenv("TFSPEED_JOB_CORES", "64")
+    calibration.fingerprint.cache_clear()
+    calibration.save(made_up(fingerprint=calibration.fingerprint()))
+    assert calibration.load().fingerprint["cores"] == 64
+    monkeypatch.delenv("TFSPEED_JOB_CORES")
+    calibration.fingerprint.cache_clear()
+    with pytest.raises(NoCalibration, match="of another machine"):
+        calibration.load()
+
+
+@pytest.mark.parametrize("engine", ["graph", "xla", "litert:int8"])
+def test_a_source_is_read_before_the_first_token(predictor, engine):
+    whisper = seq2seq_shapes.encoder_decoder(EncoderDecoderConfig(
+        vocabulary_size=5000, encoder_layers=6, decoder_layers=6, hidden_dim=512, num_heads=8,
+        head_dim=64, mlp_dim=2048, context_length=448, source_length=1500))
+    alone = dataclasses.replace(whisper, source=None, attention=tuple(
+        dataclasses.replace(a, source_heads=0) for a in whisper.attention))
+    heard, deaf = (latency(predictor, engine, shape=shape, prompt_tokens=4)
+                   for shape in (whisper, alone))
+    kept = whisper.stored(Formats.of_engine(engine) if "litert" in engine else Formats("float32"))
+    encoding = computation.encoding(kept.source.encoder, 1, 1500)
+    assert 1e-12 < (heard["ttft_s"] - deaf["ttft_s"]) / encoding.flops < 1e-9
+    assert heard["tpot_s"] > deaf["tpot_s"]  # keys and values of the source
+    with pytest.raises(TfspeedError, match="runs no encoder"):
+        latency(predictor, "fused", shape=whisper)
+
+
+def test_a_row_of_a_model_that_reads_a_source(monkeypatch, predictor):
+    monkeypatch.setattr(rows, "_predictor", lambda: predictor)
+    engine = engines.create("graph", seq2seq.tiny("t5"))
+    found, note = rows.with_prediction(row_of(engine), engine, 2, engine.model)
+    assert note == ""
+    assert set(found["predicted"]) == {"ttft_s", "tpot_s", "e2e_s"}
 
 
 def test_a_row_says_why_it_has_none(cache):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tfspeed.cluster import addresses, binding
 from tfspeed.cluster.addresses import Cluster
+from tfspeed.devices import JOB_CORES, job_cores
 from tfspeed.errors import TfspeedError
 
 LOST = 75  # exit code of a worker that lost another one: says nothing, its supervisor does
@@ -104,6 +105,7 @@ class Supervisor:
             environment = {
                 **os.environ, **binding.environment(self.bind, folder),
                 "TF_CONFIG": self.cluster.of(index).tf_config(), "TFSPEED_STATUS": str(write),
+                JOB_CORES: str(job_cores()),
                 "TF_CPP_MIN_LOG_LEVEL": "3"}  # a lost peer is told of here, once
             with contextlib.ExitStack() as stack:
                 output = {} if chief else {

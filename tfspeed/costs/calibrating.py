@@ -15,7 +15,7 @@ from tfspeed.costs.cases import Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
 from tfspeed.costs.observing import Observer
-from tfspeed.costs.prediction import PACKED, Bandwidth
+from tfspeed.costs.prediction import PACKED, Bandwidth, packed
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 
@@ -109,8 +109,8 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, products: 
     """
     speed = Bandwidth(bandwidth)
     if engine in PACKED:
-        return _fit(other or STARTS[engine], functools.partial(_packed, PACKED[engine], speed),
-                    times, other is not None)
+        return _fit(other or STARTS[engine], functools.partial(_packed, speed), times,
+                    other is not None)
     # What corrects the table belongs to it, and so to a number of threads.
     start = other["constants"] | {name: 1.0 for name in compiled_time.START
                                   if _near_one(name)} if other else compiled_time.START
@@ -119,8 +119,8 @@ def fit(engine: str, times: list[tuple[Case, dict]], bandwidth: list, products: 
     return {"constants": found, **products}, fits
 
 
-def _packed(kind, bandwidth, constants: dict, case: Case) -> tuple[float, float]:
-    made = kind(constants, bandwidth, case.threads, Formats.of_engine(case.engine).cache_itemsize)
+def _packed(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
+    made = packed(case.engine, constants, bandwidth, case.threads)
     return made.latency(_stored(case.model, case.engine), case.batch, case.prompt_tokens,
                         case.new_tokens)
 

@@ -17,7 +17,7 @@ from tfspeed.cache import cache_folder
 from tfspeed.costs import compiled_time, fused_time, litert_time
 from tfspeed.costs.communication import Link
 from tfspeed.costs.dots import PACKINGS
-from tfspeed.devices import available_cores, cpu_model
+from tfspeed.devices import cpu_model, job_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 
@@ -65,7 +65,7 @@ def fingerprint() -> dict:
     for pattern in _SOURCES:
         for source in sorted(_ROOT.glob(pattern)):
             made.update(source.read_bytes())
-    return {"version": _VERSION, "cpu": cpu_model(), "cores": available_cores(),
+    return {"version": _VERSION, "cpu": cpu_model(), "cores": job_cores(),
             "tensorflow": importlib.metadata.version("tensorflow"),
             "litert": importlib.metadata.version("ai-edge-litert"),
             "kernels": made.hexdigest()[:16]}

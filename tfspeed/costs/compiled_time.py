@@ -7,17 +7,28 @@ attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an o
 products), of a value that goes through the small operators (`value`), of a byte of the caches
 (`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their own: a
 prompt's operators are split over threads, those of one token are not.
+
+An encoder is read as a prompt is, without caches; cross-attention as attention over the source, and
+as half a layer more. Nothing is fitted to either.
 """
 
-from tfspeed.costs.computation import Pass, padded_lengths, padded_prefill, padded_step
+from tfspeed.costs.computation import (
+    Pass,
+    encoding,
+    padded_lengths,
+    padded_prefill,
+    padded_step,
+)
 from tfspeed.costs.dots import Table
 from tfspeed.costs.matrices import Matrix
+from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 
 _COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
           "value": 2e-10, "copy": 1e-10}
 START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
          for name, cost in _COSTS.items()}
+CROSS = 0.5  # layers, of operators: attention without a cache
 
 
 class CompiledTime:
@@ -38,8 +49,14 @@ class CompiledTime:
     def prefill(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         """Seconds to the first token."""
         length, capacity = padded_lengths(prompt, new_tokens)
-        return self._seconds("prefill", padded_prefill(shape, batch, length, capacity), batch,
-                             capacity)
+        seconds = self._seconds("prefill", padded_prefill(shape, batch, length, capacity), batch,
+                                capacity)
+        return seconds + (self.encode(shape.source, batch) if shape.source else 0.0)
+
+    def encode(self, source: Source, batch: int) -> float:
+        """Of the shortest sources."""
+        work = encoding(source.encoder, batch, source.least)
+        return self._seconds("prefill", work, batch, source.least)
 
     def step(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         _, capacity = padded_lengths(prompt, new_tokens)
@@ -48,15 +65,17 @@ class CompiledTime:
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
         c, shape, rows = self.constants, work.shape, work.rows
         read = work.weight_bytes
-        products = self._product(shape.head, batch, read, True)
-        between = c[f"call_{kind}"] + c[f"value_{kind}"] * batch * shape.vocabulary
+        products = self._product(shape.head, batch, read, True) if work.logits else 0.0
+        between = c[f"call_{kind}"] + c[f"value_{kind}"] * work.logits * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
             products += count * sum(self._product(m, rows, read) for m in matrices)
-            pairs = rows * a.heads * capacity
+            pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
-            cache = 8 * batch * capacity * a.kv_heads * a.dim
+            cache = 8 * work.logits * capacity * a.kv_heads * a.dim
+            layers = 1 + CROSS * bool(a.source_heads)
             between += count * (
-                c[f"layer_{kind}"] + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
+                layers * c[f"layer_{kind}"]
+                + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between
 

@@ -21,6 +21,7 @@ class Pass:
         logits: of those, the ones that go through the head.
         pairs: of a query head and a slot that it is multiplied with, in each layer.
         slots: of the cache that are read, of all texts, in each layer.
+        source: positions that cross-attention looks at.
     """
 
     shape: Shape
@@ -28,6 +29,7 @@ class Pass:
     logits: int
     pairs: tuple[int, ...]
     slots: tuple[int, ...]
+    source: int = 0
 
     @property
     def flops(self) -> int:
@@ -35,7 +37,9 @@ class Pass:
         products = sum(m.flops(self.rows) for layer in self.shape.layers for m in layer)
         attended = sum(4 * pairs * a.dim for pairs, a in
                        zip(self.pairs, self.shape.attention, strict=True))
-        return products + attended + self.shape.head.flops(self.logits)
+        looked = 4 * self.rows * self.source * sum(a.source_heads * a.dim
+                                                   for a in self.shape.attention)
+        return products + attended + looked + self.shape.head.flops(self.logits)
 
     @property
     def weight_bytes(self) -> int:
@@ -48,6 +52,8 @@ class Pass:
                        zip(self.slots, self.shape.attention, strict=True))
         if not self.shape.attention:
             attended = self.rows * self.shape.state_values
+        attended += 2 * self.logits * self.source * sum(a.source_heads * a.dim
+                                                        for a in self.shape.attention)
         return itemsize * attended
 
     def read_bytes(self, cache_itemsize: int) -> int:
@@ -64,11 +70,18 @@ def padded_lengths(prompt: int, new_tokens: int) -> tuple[int, int]:
 def padded_prefill(shape: Shape, batch: int, length: int, capacity: int) -> Pass:
     """Every token is multiplied with every slot."""
     rows = batch * length
-    return Pass(shape, rows, batch, *_whole(shape, batch, rows, capacity))
+    return Pass(shape, rows, batch, *_whole(shape, batch, rows, capacity),
+                shape.source.least if shape.source else 0)
 
 
 def padded_step(shape: Shape, batch: int, capacity: int) -> Pass:
     return padded_prefill(shape, batch, 1, capacity)
+
+
+def encoding(encoder: Shape, batch: int, length: int) -> Pass:
+    """Of sources of so many positions, each of which sees all."""
+    rows = batch * length
+    return Pass(encoder, rows, 0, *_whole(encoder, batch, rows, length))
 
 
 def filled_prefill(shape: Shape, batch: int, length: int) -> Pass:
@@ -87,7 +100,7 @@ def filled_step(shape: Shape, batch: int, context: float) -> Pass:
     seen = [min(context, a.window or context) for a in shape.attention]
     return Pass(shape, batch, batch,
                 tuple(batch * a.heads * s for a, s in zip(shape.attention, seen, strict=True)),
-                tuple(batch * s for s in seen))
+                tuple(batch * s for s in seen), shape.source.length if shape.source else 0)
 
 
 def _whole(shape: Shape, batch: int, rows: int, capacity: int):

@@ -13,6 +13,9 @@ whole capacity of the cache, which grows.
     layer      starts and barriers of a layer's operators; `call`: of a signature; `choose`: of one
                logit that is handed over and compared
 
+An encoder is read as a prefill whose last layer is whole, and cross-attention as attention over the
+source, and as half a layer more: XNNPACK packs those keys and values anew for every product, too.
+
 Seconds of one thread, but for the layer, the call and what is handed over; the reaches are as in
 `fused_time.py`. Steps and prefills have constants of their own where small operators are split over
 threads in one, and not in the other.
@@ -21,9 +24,12 @@ threads in one, and not in the other.
 from collections import Counter
 from collections.abc import Callable
 
+from tfspeed.costs.compiled_time import CROSS
 from tfspeed.costs.fused_time import KINDS, longer, reached
-from tfspeed.costs.matrices import Matrix
+from tfspeed.costs.matrices import Attention, Matrix
+from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
+from tfspeed.litert import seq2seq
 from tfspeed.litert.session import PREFILLS, capacities
 
 _FLOAT_BYTES = 4
@@ -44,18 +50,18 @@ class LitertTime:
     """Args:
         constants: as in `START`.
         bandwidth: bytes a second at which all threads read so many bytes again and again.
-        cache_itemsize: of other engines' caches; these are float32.
     """
 
     def __init__(self, constants: dict[str, float], bandwidth: Callable[[float], float],
-                 threads: int, cache_itemsize: int = 4):
-        del cache_itemsize
+                 threads: int):
         self.constants, self.bandwidth, self.threads = constants, bandwidth, threads
 
     def latency(self, shape: Shape, batch: int, prompt: int,
                 new_tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of one of those after it in the mean."""
         sizes = capacities(shape.config, prompt + new_tokens)
+        if shape.source:
+            sizes.insert(0, seq2seq.SMALLEST)
         slots = range(prompt, prompt + max(1, new_tokens - 1))
         steps = Counter(next(size for size in sizes if size > slot) for slot in slots)
         spent = sum(count * self.call(shape, batch, 1, size) for size, count in steps.items())
@@ -64,33 +70,55 @@ class LitertTime:
     def prefill(self, shape: Shape, batch: int, prompt: int, sizes: list[int]) -> float:
         """Seconds to the first token; `sizes`: capacities that the cache grows through."""
         size = next(s for s in sizes if s >= prompt)
-        return (sum(self.call(shape, batch, length, size) for length in pieces(prompt - 1, size))
-                + self.call(shape, batch, 1, size))
+        lengths = seq2seq.PREFILLS if shape.source else PREFILLS
+        return (sum(self.call(shape, batch, length, size)
+                    for length in pieces(prompt - 1, size, lengths))
+                + self.call(shape, batch, 1, size) + self.encode(shape.source, batch))
+
+    def encode(self, source: Source | None, batch: int) -> float:
+        if source is None:
+            return 0.0
+        c, encoder, rows = self.constants, source.encoder, batch * source.length
+        speed = reached(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)))
+        return c["call"] + sum(
+            count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, speed)
+            for (matrices, a), count in encoder.kinds.items())
 
     def call(self, shape: Shape, batch: int, length: int, capacity: int) -> float:
         """Of a signature; the one of a single token gives logits."""
         c, rows = self.constants, batch * length
         kind = "step" if length == 1 else "prefill"
-        cache = 8 * batch * capacity * sum(a.kv_heads * a.dim for a in shape.attention)
+        looked = shape.source.length if shape.source else 0
+        cache = 8 * batch * sum(capacity * a.kv_heads * a.dim + looked * a.source_heads * a.dim
+                                for a in shape.attention)
         read = sum(map(_nbytes, shape.matrices)) + cache
         speed = reached(c, self.bandwidth, read)
         seconds = c["call"]
         # Of the last layer a prefill keeps keys and values; XNNPACK leaves out what nobody reads.
         layers = shape if length == 1 else shape.but_last
         for (matrices, a), count in layers.kinds.items():
-            products = sum(self._product(m, rows, speed) for m in matrices)
-            width = sum(m.inputs + m.outputs for m in matrices)
-            pairs = rows * a.heads * capacity
-            between = (rows * width * c[f"value_{kind}"]
-                       + pairs * (c["pair"] + 4 * a.dim * c["mix"])
-                       + 8 * batch * capacity * a.kv_heads * a.dim * c["copy"])
-            seconds += count * (c[f"layer_{kind}"] + products + between / self.threads)
+            seconds += count * self._layer(kind, matrices, a, batch, rows, capacity, looked, speed)
         if length > 1:
             seconds += self._product(shape.layers[-1][0], rows, speed)
         else:
             seconds += (self._product(shape.head, batch, speed)
                         + c["choose"] * batch * shape.vocabulary)
         return seconds
+
+    def _layer(self, kind: str, matrices, a: Attention, batch: int, rows: int, capacity: int,
+               looked: int, speed: float) -> float:
+        """Args:
+            looked: positions of a source.
+        """
+        c = self.constants
+        products = sum(self._product(m, rows, speed) for m in matrices)
+        width = sum(m.inputs + m.outputs for m in matrices)
+        pairs = rows * (capacity * a.heads + looked * a.source_heads)
+        cache = 8 * batch * a.dim * (capacity * a.kv_heads + looked * a.source_heads)
+        between = (rows * width * c[f"value_{kind}"] + cache * c["copy"]
+                   + pairs * (c["pair"] + 4 * a.dim * c["mix"]))
+        layers = 1 + CROSS * bool(a.source_heads)
+        return layers * c[f"layer_{kind}"] + products + between / self.threads
 
     def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
@@ -99,9 +127,9 @@ class LitertTime:
         return longer(computing, _nbytes(matrix) / speed, _CORNER)
 
 
-def pieces(tokens: int, capacity: int) -> list[int]:
-    """Lengths of the signatures that so many tokens of a prompt go through."""
-    found, fits = [], [length for length in PREFILLS if length <= capacity]
+def pieces(tokens: int, capacity: int, lengths: tuple[int, ...] = PREFILLS) -> list[int]:
+    """Lengths of the signatures, out of `lengths`, that so many tokens of a prompt go through."""
+    found, fits = [], [length for length in lengths if length <= capacity]
     while tokens > 0:
         found.append(next((n for n in fits if n >= tokens), fits[-1]))
         tokens -= found[-1]

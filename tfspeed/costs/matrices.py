@@ -62,12 +62,13 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Of one layer; `window` 0: it sees everything."""
+    """Of one layer; `window` 0: it sees everything; `source_heads` look at a source, 0: none do."""
 
     heads: int
     kv_heads: int
     dim: int
     window: int
+    source_heads: int = 0
 
 
 def up_to(value: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ from tfspeed.costs.shapes import Shape
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 
-PACKED = {"fused": FusedTime, "litert": LitertTime}  # which keep weights in formats of their own
+PACKED = ("fused", "litert")  # which keep weights in formats of their own
 ENGINES = (*PACKED, "graph", "xla")  # those that there are constants of
 
 
@@ -66,6 +66,14 @@ def _falling(values: list[float]) -> list[float]:
     return [fmean(pool) for pool in pools for _ in pool]
 
 
+def packed(engine: str, constants: dict, bandwidth: Bandwidth,
+           threads: int) -> FusedTime | LitertTime:
+    """What tells the times of one of `PACKED`."""
+    if engine.startswith("litert"):
+        return LitertTime(constants, bandwidth, threads)
+    return FusedTime(constants, bandwidth, threads, Formats.of_engine(engine).cache_itemsize)
+
+
 class Predictor:
     """Args:
         calibration: this machine's.
@@ -90,6 +98,8 @@ class Predictor:
         if kind not in ENGINES or not shape.attention:
             raise TfspeedError("Times are predicted of decoders under "
                                f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
+        if shape.source and kind == "fused":
+            raise TfspeedError("The engine fused runs no encoder.", model=shape.name)
         if kind not in PACKED and 16 in {m.bits for m in shape.matrices}:
             raise TfspeedError("Under graph and xla times are predicted of weights of 32, 8 and 4 "
                                "bits.", engine=engine, model=shape.name)
@@ -141,10 +151,8 @@ class _Machine:
         if kind not in self.constants:
             raise TfspeedError("This calibration knows nothing of the engine.", engine=kind)
         if kind in PACKED:
-            formats = Formats.of_engine(engine)
-            shape = shape.stored(formats)
-            made = PACKED[kind](self.constants[kind], self.bandwidth, threads,
-                                formats.cache_itemsize)
+            shape = shape.stored(Formats.of_engine(engine))
+            made = packed(engine, self.constants[kind], self.bandwidth, threads)
         else:
             made = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
         found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 
-from tfspeed.costs import calibration, memory, shapes, workers
+from tfspeed.cluster.addresses import from_environment
+from tfspeed.costs import calibration, memory, seq2seq_shapes, shapes, workers
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.packed_cache import rounded_here
 
 _LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
-_SPREAD = {"mirrored", *workers.STRATEGIES}
+_FORMULAS = workers.STRATEGIES | {"mirrored": workers.mirrored, "tensor_parallel": workers.shards}
 
 
 def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, str]:
@@ -34,13 +35,12 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
 def _predicted(row: dict, engine, threads: int, original) -> dict:
     _check(row, engine)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
-    shape = shapes.of(engine.model)
-    if engine.devices:
-        found = workers.mirrored(_predictor(), shape, engine.name, threads, len(engine.devices),
-                                 load)
-    else:
-        found = _predictor().latency(shape, engine.name, threads, load)
+    known = seq2seq_shapes if engine.model.reads_source else shapes
+    shape = known.of(engine.model)
+    found = _latency(_predictor(), shape, engine, threads, load, _spreading(row["strategy"]))
     said = {name: found[name] for name in _LATENCIES if name in found}
+    if shape.source:
+        return said
     applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape)
     if applying is not None:
         rounded = rounded_here(getattr(engine, "packed", None))
@@ -58,12 +58,30 @@ def _check(row: dict, engine) -> None:
     """Refuses what the models know nothing of."""
     if default_device().startswith("GPU"):
         raise TfspeedError("Times are predicted of CPUs.", device=default_device())
-    spread = {part.partition("(")[0] for part in row["strategy"].split("+")} & _SPREAD
-    if engine.devices and spread != {"mirrored"}:
-        raise TfspeedError("Times are predicted of one device or of replicas: scripts/plan.py says "
-                           "what workers would bring.", devices=len(engine.devices))
+    spread, cluster = _spreading(row["strategy"]), from_environment()
+    if engine.devices and (len(spread) != 1 or (cluster and cluster.machines > 1)):
+        raise TfspeedError("Times are predicted of one machine, and of one strategy that spreads a "
+                           "model over it.", devices=len(engine.devices), spread=sorted(spread))
     if engine.model.speculation is not None:
         raise TfspeedError("What drafts save depends on the text.")
+
+
+def _spreading(strategy: str) -> set[str]:
+    return {part.partition("(")[0] for part in strategy.split("+")} & set(_FORMULAS)
+
+
+def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,
+             spread: set[str]) -> dict[str, float]:
+    """Args:
+        spread: names of the strategies that spread the model over devices, one where it is.
+    """
+    count = len(engine.devices)
+    if not count:
+        return predictor.latency(shape, engine.name, threads, load)
+    # Replicas share the threads of a process; each worker has so many.
+    processes = any(name.startswith("worker ") for name in engine.devices)
+    cores = threads * count if processes else threads
+    return _FORMULAS[spread.pop()](predictor, shape, engine.name, cores, count, load)
 
 
 def _measured(value) -> float | None:

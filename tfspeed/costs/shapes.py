@@ -32,6 +32,8 @@ class Shape:
         state_values: numbers that a recurrent model keeps of a row.
         small_values: weights that are no matrix of a product: norms, biases.
         table_values: of tables of which a step looks up a row; that of a tied embedding is none.
+        source: what layers with cross-attention look at, see `seq2seq_shapes.Source`; None: they
+            have none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Shape:
     small_values: int = 0
     table_values: int = 0
     config: DecoderConfig | None = None
+    source: object | None = None
 
     @property
     def matrices(self) -> list[Matrix]:
@@ -63,7 +66,8 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        return sum(m.parameters for m in self.matrices) + self.small_values + self.table_values
+        return (sum(m.parameters for m in self.matrices) + self.small_values + self.table_values
+                + (self.source.parameters if self.source else 0))
 
     @functools.cached_property
     def step_weight_bytes(self) -> int:
@@ -85,7 +89,7 @@ class Shape:
         """With `change(matrix)` in place of every matrix."""
         return dataclasses.replace(
             self, layers=tuple(tuple(map(change, layer)) for layer in self.layers),
-            head=change(self.head))
+            head=change(self.head), source=self.source and self.source.changed(change))
 
     def shared_out(self, workers: int) -> "Shape":
         """What each worker has of it where heads and columns are spread as `tensor_parallel` does:
@@ -180,18 +184,18 @@ def of(model) -> Shape:
                            type=type(made).__name__)
     shape = decoder(made.config, model.name)
     layers = tuple(
-        tuple(_matrix(matrix, layer) for matrix, layer in zip(matrices, (
+        tuple(layer_matrix(matrix, layer) for matrix, layer in zip(matrices, (
             block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down),
             strict=True))
         for matrices, block in zip(shape.layers, made.blocks, strict=True))
     return dataclasses.replace(shape, layers=layers,
-                               head=_matrix(shape.head, made.head or made.embedding))
+                               head=layer_matrix(shape.head, made.head or made.embedding))
 
 
-def _matrix(matrix: Matrix, layer) -> Matrix:
+def layer_matrix(matrix: Matrix, layer) -> Matrix:
     """The matrix with the rank and the bits of the layer that holds it."""
     if isinstance(layer, LowRankDense):
-        return dataclasses.replace(_matrix(matrix, layer.second), rank=layer.rank)
+        return dataclasses.replace(layer_matrix(matrix, layer.second), rank=layer.rank)
     if isinstance(layer, Packed):
         return dataclasses.replace(matrix, bits=layer.packing["bits"],
                                    group=layer.packing["block"])

@@ -36,8 +36,11 @@ def mirrored(predictor: Predictor, shape: Shape, engine: str, cores: int, replic
 
 def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
                  load: Load, link: Link = COLLECTIVES) -> dict[str, float]:
-    """Latencies where each worker generates its share of a batch. Before the first token the chief
-    tells all what to do, which are two gatherings (how long the message is, then the message)."""
+    """Latencies where each worker generates its share of a batch, and the chief a single text.
+    Before the first token it tells all what to do, which are two gatherings (how long the message
+    is, then the message)."""
+    if load.batch == 1:
+        return predictor.latency(shape, engine, max(1, cores // workers), load)
     each = dataclasses.replace(load, batch=-(-load.batch // workers))
     times = predictor.latency(shape, engine, max(1, cores // workers), each)
     slower = predictor.sharing(cores, workers, shape, engine, each)
@@ -53,15 +56,20 @@ def multi_worker(predictor: Predictor, shape: Shape, engine: str, cores: int, wo
 
 def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
                     load: Load, link: Link = SUMS) -> dict[str, float]:
-    """Latencies where each worker has a part of every layer: a sum after each half of a layer, or
-    after both where they read the same."""
-    part = shape.shared_out(workers)
+    """Latencies where each worker has a part of every layer."""
+    return shards(predictor, shape.shared_out(workers), engine, cores, workers, load, link)
+
+
+def shards(predictor: Predictor, part: Shape, engine: str, cores: int, workers: int, load: Load,
+           link: Link = SUMS) -> dict[str, float]:
+    """Of the part of a model that each has: a sum after each half of a layer, or after both where
+    they read the same."""
     times = predictor.latency(part, engine, max(1, cores // workers), load)
     slower = predictor.sharing(cores, workers, part, engine, load)
-    sums = (1 if shape.config.parallel_residual else 2) * len(shape.layers)
+    sums = (1 if part.config.parallel_residual else 2) * len(part.layers)
 
     def exchange(rows):
-        return sums * communication.all_reduce(workers, 4 * rows * shape.hidden).seconds(link)
+        return sums * communication.all_reduce(workers, 4 * rows * part.hidden).seconds(link)
 
     found = {"ttft_s": times["ttft_s"] + exchange(load.batch * load.prompt_tokens)}
     if "tpot_s" in times:
