@@ -14,6 +14,7 @@ from tfspeed.models.config import DecoderConfig
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 
 ENCODE = "encode"
+SMALLEST = 64       # slots of the first cache: an answer is short
 PREFILLS = (4, 32)  # Whisper's prompt has four tokens, the last of them read by decode
 BIAS = "source_bias"  # of token sources: 0, or -1e9 over padding, float32 `[batch, 1, 1, source]`
 
