@@ -34,6 +34,7 @@ from tfspeed.litert import session
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.progress import Progress
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
+from tfspeed.speculation import Speculation
 
 SHAPE = shapes.decoder(cases.MODELS["llama-60m"])
 LOAD = Load(batch=1, prompt_tokens=100, new_tokens=20)
@@ -115,8 +116,8 @@ def test_one_token_has_no_step(predictor):
 
 
 @pytest.mark.parametrize(("engine", "shape", "rule"), [
-    ("keras", SHAPE, "predicted of decoders under fused"),
-    ("fused", shapes.of(tiny_recurrent("lstm")), "predicted of decoders under fused"),
+    ("keras", SHAPE, "predicted under fused"),
+    ("fused", shapes.of(tiny_recurrent("lstm")), "runs decoders alone"),
     ("xla", shapes.decoder(TINY, bits=16), "32, 8 and 4 bits")])
 def test_what_is_not_known_is_refused(predictor, engine, shape, rule):
     with pytest.raises(TfspeedError, match=rule):
@@ -335,8 +336,43 @@ def test_a_source_is_read_before_the_first_token(predictor, engine):
     encoding = computation.encoding(kept.source.encoder, 1, 1500)
     assert 1e-12 < (heard["ttft_s"] - deaf["ttft_s"]) / encoding.flops < 1e-9
     assert heard["tpot_s"] > deaf["tpot_s"]  # keys and values of the source
-    with pytest.raises(TfspeedError, match="runs no encoder"):
+    with pytest.raises(TfspeedError, match="runs decoders alone"):
         latency(predictor, "fused", shape=whisper)
+
+
+@pytest.mark.parametrize("engine", ["graph", "xla", "litert"])
+def test_a_recurrent_model_reads_one_token_after_the_other(predictor, engine):
+    shape = shapes.recurrent({"cell": "lstm", "vocabulary_size": 4096, "hidden_dim": 512,
+                              "num_layers": 2, "context_length": 4096})
+    short, long = (latency(predictor, engine, shape=shape, prompt_tokens=tokens)
+                   for tokens in (64, 512))
+    assert short["tpot_s"] == long["tpot_s"]  # the state does not grow
+    assert 5 < long["ttft_s"] / short["ttft_s"] < 8.1
+    assert short["ttft_s"] > 64 / 3 * short["tpot_s"]  # but for the output layer
+
+
+@pytest.mark.parametrize("draft", ["lookup", "early_exit", "low_bit"])
+def test_drafts_cost_what_they_take_and_save_passes(monkeypatch, predictor, draft):
+    monkeypatch.setattr(rows, "_predictor", lambda: predictor)
+    engine = engines.create("fused", tiny_decoder())
+    engine.model.speculation = Speculation(draft)
+    shape = shapes.of(engine.model)
+
+    def tpot(**changes):
+        row = row_of(engine) | {"repetitions": 3, "drafted_tokens": 0, "draft_share": 0.0,
+                                "tokens_per_pass": 1.0, **changes}
+        found, note = rows.with_prediction(row, engine, 2, engine.model)
+        assert "from this run" in note
+        return found["predicted"]["tpot_s"]
+
+    plain = predictor.latency(shape, "fused", 2, Load(1, 8, 4))["tpot_s"]
+    assert tpot() == plain
+    # 9 tokens in 6 passes; 3 drafts of 2 tokens
+    drafted = tpot(tokens_per_pass=1.5, draft_share=0.5, drafted_tokens=6)
+    three = predictor.latency(shape, "fused", 2, Load(3, 8, 4))["tpot_s"]
+    verified = (plain + three) / 2 / 1.5
+    assert drafted == pytest.approx(verified) if draft == "lookup" else drafted > verified
+    assert tpot(tokens_per_pass=1.5, draft_share=0.5, drafted_tokens=7) > drafted
 
 
 def test_a_row_of_a_model_that_reads_a_source(monkeypatch, predictor):

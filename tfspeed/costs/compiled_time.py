@@ -65,10 +65,10 @@ class CompiledTime:
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
         c, shape, rows = self.constants, work.shape, work.rows
         read = work.weight_bytes
-        products = self._product(shape.head, batch, read, True) if work.logits else 0.0
+        products = self.product(shape.head, batch, read, True) if work.logits else 0.0
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * work.logits * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self._product(m, rows, read) for m in matrices)
+            products += count * sum(self.product(m, rows, read) for m in matrices)
             pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = 8 * work.logits * capacity * a.kv_heads * a.dim
@@ -79,7 +79,7 @@ class CompiledTime:
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between
 
-    def _product(self, matrix: Matrix, rows: int, read: float, transposed: bool = False) -> float:
+    def product(self, matrix: Matrix, rows: int, read: float, transposed: bool = False) -> float:
         seconds = 0.0
         for inputs, outputs in matrix.parts:
             weights = inputs * outputs

@@ -99,9 +99,9 @@ class LitertTime:
         for (matrices, a), count in layers.kinds.items():
             seconds += count * self._layer(kind, matrices, a, batch, rows, capacity, looked, speed)
         if length > 1:
-            seconds += self._product(shape.layers[-1][0], rows, speed)
+            seconds += self.product(shape.layers[-1][0], rows, speed)
         else:
-            seconds += (self._product(shape.head, batch, speed)
+            seconds += (self.product(shape.head, batch, speed)
                         + c["choose"] * batch * shape.vocabulary)
         return seconds
 
@@ -111,7 +111,7 @@ class LitertTime:
             looked: positions of a source.
         """
         c = self.constants
-        products = sum(self._product(m, rows, speed) for m in matrices)
+        products = sum(self.product(m, rows, speed) for m in matrices)
         width = sum(m.inputs + m.outputs for m in matrices)
         pairs = rows * (capacity * a.heads + looked * a.source_heads)
         cache = 8 * batch * a.dim * (capacity * a.kv_heads + looked * a.source_heads)
@@ -120,7 +120,7 @@ class LitertTime:
         layers = 1 + CROSS * bool(a.source_heads)
         return layers * c[f"layer_{kind}"] + products + between / self.threads
 
-    def _product(self, matrix: Matrix, rows: int, speed: float) -> float:
+    def product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
         computing = matrix.parameters / self.threads * longer(c[f"wait_{kind}"],
                                                               c[f"multiply_{kind}"] * rows)

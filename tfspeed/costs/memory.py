@@ -78,8 +78,9 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
         TfspeedError: nothing is known of the engine.
     """
     variables, kind = variable_bytes(shape), engine.partition(":")[0]
-    if kind not in ("fused", "litert", *_FUNCTIONS):
-        raise TfspeedError("Nothing is known of this engine's memory.", engine=engine)
+    if kind not in ("fused", "litert", *_FUNCTIONS) or (kind == "fused" and not shape.attention):
+        raise TfspeedError("Nothing is known of this engine's memory.", engine=engine,
+                           model=shape.name)
     if kind in ("fused", "litert"):
         formats = Formats.of_engine(engine)
         stored = shape.stored(formats)

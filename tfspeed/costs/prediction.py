@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from tfspeed.costs import computation
+from tfspeed.costs import computation, recurrent_time
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
@@ -95,11 +95,11 @@ class Predictor:
             TfspeedError: there are no constants for it.
         """
         kind = engine.partition(":")[0]
-        if kind not in ENGINES or not shape.attention:
-            raise TfspeedError("Times are predicted of decoders under "
-                               f"{', '.join(ENGINES)}.", engine=engine, model=shape.name)
-        if shape.source and kind == "fused":
-            raise TfspeedError("The engine fused runs no encoder.", model=shape.name)
+        if kind not in ENGINES:
+            raise TfspeedError(f"Times are predicted under {', '.join(ENGINES)}.", engine=engine,
+                               model=shape.name)
+        if kind == "fused" and (shape.source or not shape.attention):
+            raise TfspeedError("The engine fused runs decoders alone.", model=shape.name)
         if kind not in PACKED and 16 in {m.bits for m in shape.matrices}:
             raise TfspeedError("Under graph and xla times are predicted of weights of 32, 8 and 4 "
                                "bits.", engine=engine, model=shape.name)
@@ -155,5 +155,8 @@ class _Machine:
             made = packed(engine, self.constants[kind], self.bandwidth, threads)
         else:
             made = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
-        found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)
+        if shape.attention:
+            found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)
+        else:
+            found = recurrent_time.latency(made, shape, load.batch, load.prompt_tokens)
         return dict(zip(("ttft_s", "tpot_s"), found, strict=True))

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 from tfspeed.cluster.addresses import from_environment
-from tfspeed.costs import calibration, memory, seq2seq_shapes, shapes, workers
+from tfspeed.costs import calibration, drafts, memory, seq2seq_shapes, shapes, workers
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.packed_cache import rounded_here
 
+_COUNTED = ("The prediction takes from this run how many drafts there were and how many of their "
+            "tokens were right, which depends on the text.")
 _LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 _FORMULAS = workers.STRATEGIES | {"mirrored": workers.mirrored, "tensor_parallel": workers.shards}
 
@@ -29,7 +31,8 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
         return {}, f"No prediction: {error}"
     errors = {name: value / _measured(row[name]) - 1 for name, value in predicted.items()
               if _measured(row.get(name))}
-    return {"predicted": predicted, "prediction_error": errors}, ""
+    said = _COUNTED if drafts.counted(row) else ""
+    return {"predicted": predicted, "prediction_error": errors}, said
 
 
 def _predicted(row: dict, engine, threads: int, original) -> dict:
@@ -37,7 +40,12 @@ def _predicted(row: dict, engine, threads: int, original) -> dict:
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
     known = seq2seq_shapes if engine.model.reads_source else shapes
     shape = known.of(engine.model)
-    found = _latency(_predictor(), shape, engine, threads, load, _spreading(row["strategy"]))
+    guesses = drafts.counted(row)
+    if guesses:
+        found = drafts.speculative(_predictor(), shape, engine.name, threads, load,
+                                   engine.model.speculation, guesses)
+    else:
+        found = _latency(_predictor(), shape, engine, threads, load, _spreading(row["strategy"]))
     said = {name: found[name] for name in _LATENCIES if name in found}
     if shape.source:
         return said
@@ -62,8 +70,6 @@ def _check(row: dict, engine) -> None:
     if engine.devices and (len(spread) != 1 or (cluster and cluster.machines > 1)):
         raise TfspeedError("Times are predicted of one machine, and of one strategy that spreads a "
                            "model over it.", devices=len(engine.devices), spread=sorted(spread))
-    if engine.model.speculation is not None:
-        raise TfspeedError("What drafts save depends on the text.")
 
 
 def _spreading(strategy: str) -> set[str]:
