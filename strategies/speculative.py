@@ -8,9 +8,9 @@ Why it is faster: a step is bound by reading weights, and a pass over eight toke
 When it is not: text that repeats nothing (lookup), a model whose first layers say little, as most
 do that were not trained for it (early_exit), one in eight bits already (low_bit), a batch. Passes
 and drafts are timed, right guesses counted, and drafts stop where they do not pay. Speech repeats
-little: an encoder–decoder drafts by lookup or early exit under graph and xla, and gains nothing.
+little: an encoder–decoder drafts by lookup or early exit, and gains nothing on it.
 What it costs: nothing for lookup and early_exit; a second set of weights for low_bit.
-Exact: yes. Under `fused` to the last bit; under `graph` and `xla` near ties are asked for again.
+Exact: yes. Under `fused` to the last bit; elsewhere near ties are asked for again.
 Source: arXiv:2211.17192, arXiv:2302.01318; early exit, arXiv:2404.16710.
 """
 
@@ -22,7 +22,6 @@ from tfspeed.errors import TfspeedError
 from tfspeed.models.decoder_model import DecoderModel
 from tfspeed.models.encoder_decoder_model import EncoderDecoderModel
 from tfspeed.speculation import DRAFTS, Speculation
-from tfspeed.speculation.engine import exit_layer
 
 _DEFAULT = Speculation()
 
@@ -53,9 +52,8 @@ class Speculative(Strategy):
                                hint="Leave speculative out.")
         if model.reads_source and self.options.draft == "low_bit":
             raise TfspeedError("A low-bit draft runs under the fused engine, which has no encoder.",
-                               model=model.name, hint="Use --speculative_draft=lookup, or "
-                               "--engine=litert:int8 without speculative.")
-        exit_layer(self._speculation, model.layers)
+                               model=model.name, hint="Use --speculative_draft=lookup.")
+        self._speculation.exit_layers(model.layers)
         model = copy.copy(model)
         model.speculation = self._speculation
         return model

@@ -9,7 +9,6 @@ import pytest
 import strategies
 from tests.conftest import tiny_decoder, tiny_recurrent
 from tests.litert.test_decoder import FAMILIES
-from tests.models import seq2seq
 from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
 from tfspeed.errors import TfspeedError
@@ -35,6 +34,9 @@ SAMPLED = Sampling(temperature=0.7, top_k=5, seed=3)
 @pytest.mark.parametrize(("engine", "draft", "sampling"), [
     *(("fused", draft, sampling) for draft in DRAFTS for sampling in (None, SAMPLED)),
     *(("fused:int8", draft, None) for draft in DRAFTS),
+    ("litert", "early_exit", None), ("litert:int8", "lookup", None),
+    pytest.param("litert:int8", "lookup", SAMPLED, marks=pytest.mark.slow),
+    *(pytest.param("litert:int4", draft, None, marks=pytest.mark.slow) for draft in DRAFTS),
     pytest.param("graph", "early_exit", None, marks=pytest.mark.slow),
     pytest.param("graph", "lookup", SAMPLED, marks=pytest.mark.slow)])
 def test_tokens_are_those_of_a_plain_run(engine, draft, sampling):
@@ -65,7 +67,8 @@ def test_tokens_are_those_of_a_plain_run_under_xla(draft):
 def test_all_families(family, draft):
     """LongRoPE's angles change at a position that no draft may reach across."""
     model = tiny_decoder(**FAMILIES[family])
-    for engine in ("fused", "graph") if family == "longrope" and draft == "lookup" else ("fused",):
+    some = {("longrope", "lookup"): ("graph",), ("longrope", "early_exit"): ("litert",)}
+    for engine in ("fused", *some.get((family, draft), ())):
         plain, drafting = create(engine, model), create(engine, speculative(model, draft, tokens=7,
                                                                             adaptive=False))
         assert generate(drafting, PROMPTS[2], 30) == generate(plain, PROMPTS[2], 30)
@@ -101,13 +104,37 @@ def test_an_exit_after_all_layers_but_an_idle_one_is_always_right():
     last = model.keras_model.blocks[2]
     for layer in (last.attention.out, last.mlp.down):
         layer.kernel.assign(layer.kernel * 0)
-    for engine in ("fused", "fused:int8"):
+    for engine in ("fused", "fused:int8", "litert:int8"):
         changed = copy.copy(model)
         changed.speculation = Speculation("early_exit", 3, exit_layer=2, adaptive=False)
         drafting = create(engine, changed)
         assert generate(drafting, PROMPTS[0], 60) == generate(create(engine, model), PROMPTS[0],
                                                               60)
-        assert drafting.counted()["draft_acceptance"] == 1.0
+        sure = 1.0 if "fused" in engine else 0.9  # near ties are asked for again
+        assert drafting.counted()["draft_acceptance"] >= sure
+
+
+def test_a_near_tie_is_decided_by_a_plain_step(monkeypatch):
+    """Elsewhere a pass may round otherwise than a step: every token is taken for a near tie."""
+    from tfspeed.speculation import litert_text
+    monkeypatch.setattr(litert_text, "_DOUBT", np.inf)
+    model = tiny_decoder()
+    drafting = create("litert", speculative(model, tokens=3, adaptive=False))
+    assert generate(drafting, PROMPTS[2], 24) == generate(create("litert", model), PROMPTS[2], 24)
+    assert drafting.counted()["drafted_tokens"] > 0
+    assert drafting.counted()["tokens_per_pass"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", ["lookup", "early_exit"])
+def test_litert_grows_its_cache_where_a_plain_run_does(draft, monkeypatch):
+    from tfspeed.litert import session
+    monkeypatch.setattr(session, "CAPACITIES", (16, 32))
+    model = tiny_decoder()
+    drafting = create("litert", speculative(model, draft, adaptive=False))
+    plain = create("litert", model)
+    for prompt in PROMPTS[::2]:
+        assert generate(drafting, prompt, 60) == generate(plain, prompt, 60)
 
 
 def test_a_stop_token_ends_it_within_a_draft():
@@ -145,10 +172,8 @@ def test_a_batch_runs_without_drafts():
 
 
 def test_what_cannot_take_tokens_back_is_refused():
-    with pytest.raises(TfspeedError, match=r"cannot take tokens back.*fused"):
-        create("litert", speculative(tiny_decoder()))
-    with pytest.raises(TfspeedError, match=r"=xla or graph"):  # fused has no encoder
-        create("litert", speculative(seq2seq.tiny("whisper")))
+    with pytest.raises(TfspeedError, match="cannot take tokens back"):
+        create("litert", speculative(tiny_recurrent("gru")))
     with pytest.raises(TfspeedError, match="decoders"):
         strategies.create("speculative").apply(tiny_recurrent("gru"))
     with pytest.raises(TfspeedError, match="the model itself"):

@@ -44,16 +44,19 @@ def test_exact_ones_give_the_same_tokens(name):
     np.testing.assert_array_equal(tokens(applied(name)[1]), tokens(tiny("whisper")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "engine", "draft"), [
-    ("whisper", "graph", "lookup"), ("whisper", "xla", "early_exit"), ("t5", "graph", "early_exit"),
-    ("bart", "graph", "lookup")])
+    ("whisper", "litert:int8", "early_exit"),
+    *(pytest.param(*some, marks=SLOW) for some in (
+        ("whisper", "graph", "lookup"), ("whisper", "xla", "early_exit"),
+        ("whisper", "litert", "lookup"), ("t5", "graph", "early_exit"),
+        ("t5", "litert", "early_exit"), ("t5_gated", "litert:int8", "lookup"),
+        ("bart", "graph", "lookup"), ("bart", "litert", "lookup")))])
 def test_drafts_change_no_token(shape, engine, draft):
     model = tiny(shape, suppressed=(3, 9, 33), suppressed_first=(40,))
     options = SpeculativeOptions(draft, exit_layer=1, adaptive=False, tokens=3)
     drafting = create(engine, strategies.create("speculative", {"speculative": options}
                                                 ).apply(model))
-    alone = create(engine, model)
+    alone = create("graph" if engine == "litert" else engine, model)
     for rows, prompt in ((1, [5, 9, 2]), (1, [7, 8, 7, 8, 7]), (2, [4])):
         heard = sources(model, 3)[-rows:]  # another source, the same text
         made = [np.stack(list(each.generate([prompt] * rows, 20, encoded=each.encode(heard))))

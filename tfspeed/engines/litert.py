@@ -23,6 +23,7 @@ class LiteRtEngine(LiteRtBase):
     """
 
     profile_source = profiler.SOURCE
+    pass_widths = 1, 4, 8  # each is a signature for each size of the cache
 
     def __init__(self, model, weights: str = "float32"):
         super().__init__(model, weights, packed(model, Formats(weights)))
@@ -36,7 +37,7 @@ class LiteRtEngine(LiteRtBase):
         tokens = np.asarray(tokens, np.int32)
         length = tokens.shape[1]
         if length not in self._scorers:
-            program = self._program([("score", 1, length, length, True)])
+            program = self._program([("score", 1, length, length, 0, True)])
             buffers = program.buffers("score")
             clear(buffers, self.config)
             buffers["input_pos"] = np.arange(length)
@@ -49,9 +50,17 @@ class LiteRtEngine(LiteRtBase):
             rows.append(buffers["logits"])
         return np.concatenate(rows)
 
-    def _new_session(self, batch, needed):
+    def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
+                  exit_layer: int):
+        """See `LiteRtText`."""
+        from tfspeed.speculation.litert_text import LiteRtText
+        session = self._new_session(1, prompt_tokens + new_tokens, widths, exit_layer)
+        return LiteRtText(self, session, widths)
+
+    def _new_session(self, batch, needed, widths=(), exit_layers=0):
         sizes = capacities(self.config, needed)
-        return DecoderSession(self._program(signatures(sizes, batch)), self.config, sizes)
+        program = self._program(signatures(sizes, batch, widths=widths, exit_layers=exit_layers))
+        return DecoderSession(program, self.config, sizes)
 
     def _decode_signature(self, tokens, lengths):
         batch, width = tokens.shape
@@ -60,20 +69,15 @@ class LiteRtEngine(LiteRtBase):
         if batch > 1:
             inputs["starts"] = width - lengths
         name = decode_name(size)
-        return self._writer([(name, batch, 1, size, True)]), name, inputs
+        return self._writer([(name, batch, 1, size, 0, True)]), name, inputs
 
     def _program(self, signatures) -> Program:
         return self._load(self._writer(signatures))
 
     def _writer(self, signatures):
-        """For `_load`.
-
-        Args:
-            signatures: (name, batch, length, capacity, logits) of each, see `Lowering`.
-        """
+        """For `_load`: see `signatures`."""
         def write(file):
-            for name, batch, length, capacity, logits in signatures:
-                Lowering(file, self.config, self._packed, name, batch, length,
-                         capacity).write(logits)
+            for *signature, logits in signatures:
+                Lowering(file, self.config, self._packed, *signature).write(logits)
 
         return write

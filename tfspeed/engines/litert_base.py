@@ -64,17 +64,14 @@ class LiteRtBase(Engine):
         finally:
             self._sessions.setdefault(batch, session)
 
-    def _steps(self, session, logits, new_tokens, sampling, stop_tokens, suppress=None):
+    def _steps(self, session, logits, new_tokens, sampling, stop_tokens):
         """Tokens of a session that has read its prompts, int32 `[batch]` each.
 
         Args:
             logits: of the first, `[batch, vocabulary]`.
-            suppress: changes the logits of token `count` in place.
         """
         finished = np.zeros(len(logits), bool)
         for count in range(new_tokens):
-            if suppress is not None:
-                suppress(logits, count)
             chosen = self.choose(logits, sampling, count)
             yield np.where(finished, FINISHED, chosen)
             finished |= np.isin(chosen, stop_tokens)
@@ -83,7 +80,8 @@ class LiteRtBase(Engine):
             logits = session.step(chosen)
 
     def choose(self, logits, sampling, count):
-        """int32 `[batch]`, token `count` of each row, from float32 `[batch, vocabulary]`."""
+        """int32 `[batch]`, token `count` of each row, from float32 `[batch, vocabulary]`, in which
+        tokens that a model never says become -inf."""
         if sampling.greedy:
             return logits.argmax(-1).astype(np.int32)
         return self._sample(

@@ -14,12 +14,13 @@ from tfspeed.litert.runtime import Buffers, Program
 from tfspeed.litert.seq2seq import (
     BIAS,
     ENCODE,
+    PREFILLS,
     CrossLowering,
     decoder_config,
     write,
 )
 from tfspeed.litert.seq2seq_session import CrossSession
-from tfspeed.litert.session import capacities
+from tfspeed.litert.session import capacities, signatures
 from tfspeed.models.encoder_decoder import MASKED
 
 _SMALLEST = 64       # slots of the first cache: an answer is short
@@ -28,8 +29,8 @@ _SMALLEST = 64       # slots of the first cache: an answer is short
 class Encoded:
     """A source after the encoder; its memory is used again when nobody holds it any more."""
 
-    def __init__(self, buffers: Buffers, rows: int):
-        self.buffers, self.rows = buffers, rows
+    def __init__(self, buffers: Buffers):
+        self.buffers = buffers
 
 
 class EncoderDecoderLiteRtEngine(LiteRtBase):
@@ -38,6 +39,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
     """
 
     profile_source = profiler.SOURCE
+    pass_widths = 1, 4, 8  # see `LiteRtEngine`
     takes_source = True
 
     def __init__(self, model, weights: str = "float32"):
@@ -45,6 +47,8 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
         self.config = model.config
         self._sizes = [_SMALLEST, *capacities(decoder_config(self.config),
                                               self.config.context_length)]
+        self._never = list(model.suppressed)
+        self._never_first = list({*self._never, *model.suppressed_first})
         self._programs: dict[int, Program] = {}
         self._free: dict[int, list[Buffers]] = {}
 
@@ -65,7 +69,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
             buffers["source"] = np.maximum(padded, 0)
             buffers[BIAS] = np.where(padded < 0, MASKED, 0)
         buffers.run()
-        made = Encoded(buffers, rows)
+        made = Encoded(buffers)
         weakref.finalize(made, free.append, buffers)
         return made
 
@@ -87,18 +91,23 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
         width, batch = max(map(len, prompts)), len(prompts)
         tokens, lengths = pad_left(prompts, width)
         session = self._session(batch, width + new_tokens)
-        never = list(self.model.suppressed)
-        first = list({*never, *self.model.suppressed_first})
-
-        def suppress(logits, count):
-            logits[:, never if count else first] = -np.inf
-
         try:
             session.hear(encoded.buffers)
             yield from self._steps(session, session.begin(tokens, width - lengths), new_tokens,
-                                   sampling, stop_tokens, suppress)
+                                   sampling, stop_tokens)
         finally:
             self._sessions.setdefault(batch, session)
+
+    def choose(self, logits, sampling, count):
+        logits[:, self._never if count else self._never_first] = -np.inf
+        return super().choose(logits, sampling, count)
+
+    def open_text(self, prompt_tokens: int, new_tokens: int, widths: tuple[int, ...],
+                  exit_layer: int):
+        """See `LiteRtText`; its signatures are in the file that encodes, see `_program_of`."""
+        from tfspeed.speculation.litert_text import LiteRtText
+        del exit_layer
+        return LiteRtText(self, self._new_session(1, prompt_tokens + new_tokens), widths)
 
     def _new_session(self, batch, needed):
         del needed  # the context is short: there is room for all of it
@@ -118,8 +127,14 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
         return write, decode_name(size), inputs
 
     def _program_of(self, batch: int) -> Program:
-        """A file for so many rows: one encode, and prefill and decode for each cache."""
+        """A file for so many rows: one encode, and prefill and decode for each cache; for one
+        row also what verifies drafts."""
         if batch not in self._programs:
+            widths, exit_layers, drafts = (), 0, self.model.speculation
+            if drafts is not None and batch == 1:
+                widths = drafts.widths(self.pass_widths)
+                exit_layers = drafts.exit_layers(self.model.layers)
+            decoder = signatures(self._sizes, batch, PREFILLS, widths, exit_layers)
             self._programs[batch] = self._load(lambda file: write(
-                file, self.config, self._packed, batch, self._sizes))
+                file, self.config, self._packed, batch, decoder))
         return self._programs[batch]

@@ -23,6 +23,14 @@ def prefill_name(length: int, capacity: int) -> str:
     return f"prefill_{length}_{capacity}"
 
 
+def verify_name(length: int, capacity: int) -> str:
+    return f"verify_{length}_{capacity}"
+
+
+def exit_name(capacity: int) -> str:
+    return f"exit_{capacity}"
+
+
 def cache_names(config: DecoderConfig) -> list[str]:
     return [f"kv_cache_{part}_{layer}" for layer in range(config.num_layers) for part in "kv"]
 
@@ -35,14 +43,16 @@ class Lowering:
     float32 `[batch, kv_heads, capacity, head_dim]`. Outputs: the caches, and the logits asked for.
 
     Args:
+        layers: the first ones alone, over their caches; 0: all.
         longest: tokens that a text may have; None for the capacity.
     """
 
     def __init__(self, file: TfliteFile, config: DecoderConfig, packed: PackedDecoder, name: str,
-                 batch: int, length: int, capacity: int, longest: int | None = None):
+                 batch: int, length: int, capacity: int, layers: int = 0,
+                 longest: int | None = None):
         self.config, self.packed = config, packed
         self.batch, self.length, self.capacity = batch, length, capacity
-        self.longest = longest or capacity
+        self.longest, self.layers = longest or capacity, layers or config.num_layers
         self.graph = file.signature(name)
 
     def write(self, logits: bool) -> None:
@@ -53,8 +63,9 @@ class Lowering:
         tokens = g.input("tokens", (self.batch, self.length), np.int32)
         slots = g.input("input_pos", (self.length,), np.int32)
         starts = g.input("starts", (self.batch,), np.int32) if self.batch > 1 else None
+        names = cache_names(c)[:2 * self.layers]
         caches = [g.input(name, (self.batch, c.layer(i // 2).num_kv_heads, self.capacity,
-                                 c.head_dim)) for i, name in enumerate(cache_names(c))]
+                                 c.head_dim)) for i, name in enumerate(names)]
         self._positions(slots, starts)
         zero = g.constant(np.zeros(1, np.int32))
         first = slots if self.length == 1 else g.slice(slots, 0, 0, 1)
@@ -62,10 +73,10 @@ class Lowering:
 
         x = self._embed(tokens, starts)
         outputs = {}
-        for layer, block in enumerate(self.packed.blocks):
+        for layer, block in enumerate(self.packed.blocks[:self.layers]):
             pair = caches[2 * layer:2 * layer + 2]
             x, pair = self._block(x, block, layer, pair)
-            outputs |= zip(cache_names(c)[2 * layer:2 * layer + 2], pair, strict=True)
+            outputs |= zip(names[2 * layer:2 * layer + 2], pair, strict=True)
         if logits:
             x = self._norm(x, self.packed.final_norm)
             x = self._product(x, self.packed.head)
@@ -99,7 +110,7 @@ class Lowering:
             self.positions = g.sub(query, first)
             unused = g.unary("RELU", g.sub(first, key))
         self.biases, self.angles = {}, {}
-        for window in {c.window(i) for i in range(c.num_layers)}:
+        for window in {c.window(i) for i in range(self.layers)}:
             hidden = g.unary("RELU", g.sub(key, query))  # how far a key lies in the future
             if window:
                 hidden = g.add(hidden, g.unary("RELU", g.sub(g.sub(query, window - 1.0), key)))
@@ -111,7 +122,7 @@ class Lowering:
                 slopes = (alibi_slopes(c.num_heads) * c.query_scale).reshape(1, -1, 1, 1)
                 bias = g.add(bias, g.mul(g.sub(key, query), g.constant(slopes)))
             self.biases[window] = bias
-        for rope in {c.layer_rope(i) for i in range(c.num_layers)} - {None}:
+        for rope in {c.layer_rope(i) for i in range(self.layers)} - {None}:
             self.angles[rope] = self._rotation(rope)
 
     def _rotation(self, rope):

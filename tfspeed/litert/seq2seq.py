@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tfspeed.litert.decoder import Lowering, decode_name, prefill_name
+from tfspeed.litert.decoder import Lowering
 from tfspeed.litert.graph import Tensor, TfliteFile
 from tfspeed.litert.pack import PackedBlock
 from tfspeed.litert.pack_seq2seq import PackedEncoderDecoder
@@ -39,16 +39,17 @@ class CrossLowering(Lowering):
     """Writes prefill or decode, see `Lowering`; more inputs: `given_names`."""
 
     def __init__(self, file: TfliteFile, config: EncoderDecoderConfig,
-                 packed: PackedEncoderDecoder, name: str, batch: int, length: int, capacity: int):
+                 packed: PackedEncoderDecoder, name: str, batch: int, length: int, capacity: int,
+                 layers: int = 0):
         super().__init__(file, decoder_config(config), packed.decoder, name, batch, length,
-                         capacity)
+                         capacity, layers)
         self.whole, self.parts = config, packed
 
     def _positions(self, slots, starts):
         super()._positions(slots, starts)
         c, g = self.whole, self.graph
         self.given = [g.input(name, (self.batch, c.cross(i // 2), c.source_length, c.head_dim))
-                      for i, name in enumerate(cross_names(c))]
+                      for i, name in enumerate(cross_names(c)[:2 * self.layers])]
         self.source_bias = None
         if c.source == "tokens":
             self.source_bias = g.input(BIAS, (self.batch, 1, 1, c.source_length))
@@ -202,13 +203,9 @@ class EncodeLowering(Lowering):
 
 
 def write(file: TfliteFile, config: EncoderDecoderConfig, packed: PackedEncoderDecoder, batch: int,
-          sizes: list[int]) -> None:
-    """All signatures of an encoder–decoder, over one set of weights: `encode`, and prefill and
-    decode for each size of the caches."""
+          signatures: list[tuple]) -> None:
+    """All signatures of an encoder–decoder, over one set of weights: `encode`, and those of its
+    decoder, see `session.signatures`."""
     EncodeLowering(file, config, packed, batch).write()
-    for size in sizes:
-        CrossLowering(file, config, packed, decode_name(size), batch, 1, size).write(True)
-        for length in PREFILLS:
-            if length <= size:
-                CrossLowering(file, config, packed, prefill_name(length, size), batch, length,
-                              size).write(False)
+    for *signature, logits in signatures:
+        CrossLowering(file, config, packed, *signature).write(logits)

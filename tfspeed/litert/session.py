@@ -11,7 +11,13 @@ SmolLM2 in int8 takes 10.6 ms, not 6.4 (capacity 256), or 35.5, not 14.6 (capaci
 import numpy as np
 
 from tfspeed.errors import TfspeedError
-from tfspeed.litert.decoder import cache_names, decode_name, prefill_name
+from tfspeed.litert.decoder import (
+    cache_names,
+    decode_name,
+    exit_name,
+    prefill_name,
+    verify_name,
+)
 from tfspeed.litert.runtime import Buffers, Program
 from tfspeed.models.config import DecoderConfig
 
@@ -32,11 +38,25 @@ def capacities(config: DecoderConfig, needed: int) -> list[int]:
     return sorted(set(sizes))
 
 
-def signatures(sizes: list[int], batch: int) -> list[tuple]:
-    """The arguments of `Lowering` and its `write` for every signature that a session calls."""
-    return [(decode_name(size), batch, 1, size, True) for size in sizes] + [
-        (prefill_name(length, size), batch, length, size, False)
-        for size in sizes for length in PREFILLS if length <= size]
+def signatures(sizes: list[int], batch: int, prefills: tuple[int, ...] = PREFILLS,
+               widths: tuple[int, ...] = (), exit_layers: int = 0) -> list[tuple]:
+    """Every signature that a session calls: (name, batch, length, capacity, layers, logits), the
+    arguments of `Lowering` and its `write`.
+
+    Args:
+        widths: of `read`.
+        exit_layers: of `leave_early`; 0: it is not called.
+    """
+    made = []
+    for size in sizes:
+        made.append((decode_name(size), batch, 1, size, 0, True))
+        made += [(prefill_name(length, size), batch, length, size, 0, False)
+                 for length in prefills if length <= size]
+        made += [(verify_name(length, size), batch, length, size, 0, True)
+                 for length in widths if 1 < length <= size]
+        if exit_layers:
+            made.append((exit_name(size), batch, 1, size, exit_layers, True))
+    return made
 
 
 class DecoderSession:
@@ -82,7 +102,7 @@ class DecoderSession:
         chunk = np.zeros((tokens.shape[0], length), np.int32)
         chunk[:, :count] = tokens[:, :count]
         buffers = self._buffers(prefill_name(length, self._size))
-        self._feed(buffers, chunk)
+        self._feed(buffers, chunk, self._index)
         self._index += count
         return count
 
@@ -92,15 +112,48 @@ class DecoderSession:
             self._grow()
         return self._run_decode(tokens)["logits"][:, -1]
 
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """Reads int32 `[batch, length]`, a length of the program's `widths` and no more than
+        `room`; returns the logits after each, float32 `[batch, length, vocabulary]`."""
+        if self._index == self._size:
+            self._grow()
+        buffers = self._buffers(verify_name(tokens.shape[1], self._size))
+        self._feed(buffers, tokens, self._index)
+        self._index += tokens.shape[1]
+        return buffers["logits"]
+
+    @property
+    def filled(self) -> int:
+        """Slots of what was read and not taken back, padding on the left with them."""
+        return self._index
+
+    def take_back(self, filled: int) -> None:
+        """Forgets all but the first `filled`: slots beyond are masked, then written over."""
+        self._index = filled
+
+    @property
+    def room(self) -> int:
+        """Tokens that `read` may be given: the cache grows where single steps let it grow."""
+        return next((size for size in self.sizes if size > self._index), self._index) - self._index
+
+    def leave_early(self, tokens: np.ndarray, at: int) -> np.ndarray | None:
+        """The first layers' logits `[batch, vocabulary]` after tokens int32 `[batch]`, read in
+        slot `at`, from `filled` on; None beyond the cache. `read` then writes over that slot."""
+        if at >= self._size:
+            return None
+        buffers = self._buffers(exit_name(self._size))
+        self._feed(buffers, tokens[:, None], at)
+        return buffers["logits"][:, -1]
+
     def _run_decode(self, tokens) -> Buffers:
         buffers = self._buffers(decode_name(self._size))
-        self._feed(buffers, tokens[:, None])
+        self._feed(buffers, tokens[:, None], self._index)
         self._index += 1
         return buffers
 
-    def _feed(self, buffers: Buffers, tokens):
+    def _feed(self, buffers: Buffers, tokens, at: int):
         buffers["tokens"] = tokens
-        buffers["input_pos"] = np.arange(self._index, self._index + tokens.shape[1])
+        buffers["input_pos"] = np.arange(at, at + tokens.shape[1])
         if tokens.shape[0] > 1:
             buffers["starts"] = self._starts
         buffers.run()

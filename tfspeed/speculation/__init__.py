@@ -42,3 +42,18 @@ class Speculation:
                                "quarter of them.", speculative_exit_layer=self.exit_layer)
         from tfspeed.litert.formats import Formats
         Formats(self.draft_weights)
+
+    def widths(self, passes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of an engine's `pass_widths` that are used."""
+        return tuple(width for width in passes if width <= self.tokens + 1)
+
+    def exit_layers(self, layers: int) -> int:
+        """Layers of a draft by early exit, of so many that a model has; 0 where another drafts.
+
+        Raises:
+            TfspeedError: it would leave out none.
+        """
+        if self.exit_layer >= layers:
+            raise TfspeedError("A draft by early exit must leave out some layers.",
+                               speculative_exit_layer=self.exit_layer, layers=layers)
+        return (self.exit_layer or max(1, layers // 4)) if self.draft == "early_exit" else 0

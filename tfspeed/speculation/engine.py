@@ -30,16 +30,15 @@ class SpeculativeEngine(Wrapping):
         if inner.open_text is None:
             raise TfspeedError(f"The engine {inner.name} cannot take tokens back, which "
                                "speculation needs.", engine=inner.name,
-                               hint="Use --engine=xla or graph." if inner.model.reads_source
-                               else "Use --engine=fused, xla or graph.")
+                               hint="Leave speculative out.")
         if inner.devices:
             raise TfspeedError("Speculation continues a text on one device.",
                                devices=list(inner.devices),
                                hint="Leave mirrored or tensor_parallel out.")
         super().__init__(inner)
         self._speculation = speculation
-        self._exit_layer = exit_layer(speculation, inner.model.layers)
-        self._widths = tuple(w for w in inner.pass_widths if w <= speculation.tokens + 1)
+        self._exit_layer = speculation.exit_layers(inner.model.layers)
+        self._widths = speculation.widths(inner.pass_widths)
         self._texts: list[Text] = []
         self._copy: Engine | None = None
         if speculation.draft == "low_bit":
@@ -94,8 +93,7 @@ class SpeculativeEngine(Wrapping):
     def _text(self, prompt_tokens: int, new_tokens: int) -> Text:
         text = self._texts.pop() if self._texts else None
         if text is None or not text.fits(prompt_tokens, new_tokens):
-            layer = self._exit_layer if self._speculation.draft == "early_exit" else 0
-            text = self.inner.open_text(prompt_tokens, new_tokens, self._widths, layer)
+            text = self.inner.open_text(prompt_tokens, new_tokens, self._widths, self._exit_layer)
         return text
 
     def _drafter(self) -> Drafter:
@@ -105,14 +103,6 @@ class SpeculativeEngine(Wrapping):
             return ExitDrafter()
         return CopyDrafter(lambda *tokens: self._copy.open_text(
             *tokens, self._copy.pass_widths[:-1], 0))
-
-
-def exit_layer(speculation: Speculation, layers: int) -> int:
-    """Layers of a draft by early exit."""
-    if speculation.exit_layer >= layers:
-        raise TfspeedError("A draft by early exit must leave out some layers.",
-                           speculative_exit_layer=speculation.exit_layer, layers=layers)
-    return speculation.exit_layer or max(1, layers // 4)
 
 
 def low_bit_copy(inner: Engine, weights: str) -> Engine:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from tfspeed.engines.sampling import Sampling
 
 
@@ -49,6 +51,34 @@ class Text:
         """Tokens that the next call may read."""
         most = self.widths[-1]
         return min(most, self.boundary - self.filled) if self.filled < self.boundary else most
+
+
+class SessionText(Text):
+    """A text over a session of LiteRT's.
+
+    Args:
+        engine: which chooses.
+        session: of one row.
+    """
+
+    def __init__(self, engine, session, widths: tuple[int, ...]):
+        self._engine, self._session, self.widths = engine, session, widths
+        self._sampling = Sampling()
+
+    def fits(self, prompt_tokens, new_tokens):
+        return self._session.fits(prompt_tokens + new_tokens)
+
+    def begin(self, prompt, sampling):
+        self._sampling = sampling
+        logits = self._session.begin(np.asarray([prompt], np.int32), np.zeros(1, np.int32))
+        return int(self._engine.choose(logits, sampling, 0)[0])
+
+    @property
+    def filled(self):
+        return self._session.filled
+
+    def take_back(self, filled):
+        self._session.take_back(filled)
 
 
 def boundary(config) -> int:
