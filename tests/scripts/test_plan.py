@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_plans(calibrated):
     assert all(row["perplexity_increase"] <= 0.01 for row in rows)
     assert all(row["command"].startswith("python scripts/run.py") for row in rows)
     assert (calibrated / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_glassllm
+@pytest.mark.slow
+def test_what_a_plan_prints_runs_and_is_predicted(calibrated):
+    flags = "--model=glassllm --workers=2 --batch=2 --prompt_tokens=24 --new_tokens=8"
+    assert forked.calls("plan.py", [flags.split()], calibrated)[0][0] == 0
+    rows = json.loads((calibrated / "plan.json").read_text())
+    commands = {(row["strategy"], row["engine"], row["workers"]): row["command"] for row in rows}
+    assert len({strategy for strategy, *_ in commands}) > 2
+    for (strategy, engine, _), command in commands.items():
+        words = shlex.split(command.replace("python ", f"{sys.executable} {ROOT}/", 1))
+        done = subprocess.run([*words, "--repetitions=1", "--eval_tokens=256",
+                               "--task_questions=0"], cwd=calibrated, text=True,
+                              capture_output=True, timeout=300, env=dict(os.environ))
+        assert done.returncode in (0, 3), (command, done.stderr[-500:])
+        row = json.loads((calibrated / "results.json").read_text())["rows"][-1]
+        assert (row["strategy"].partition("(")[0], row["engine"]) == (strategy, engine)
+        assert "e2e_s" in row["prediction_error"], command
 
 
 def test_mistakes_of_calibrate(tmp_path, monkeypatch):
