@@ -16,13 +16,14 @@ _ANY_ORDER = 6  # processors; of more, stages take the first to the last in thei
 
 
 def stages(problem: Problem, limits: Problem | None = None, limit: float = float("inf"),
-           exactly: bool = False, ordered: bool = False) -> list[int] | None:
+           exactly: bool = False, ordered: bool = False, busy=None) -> list[int] | None:
     """A mapping with the least period among those of contiguous stages, each processor used once.
 
     Args:
         limits: the same chain with other costs, under which no stage may take more than `limit`.
         exactly: whether all processors must have a stage; else some may be left without.
         ordered: whether stages take processors in their order, as they do where there are many.
+        busy: seconds that each processor works beside, if it has a stage.
 
     Returns:
         The processor of each node; None where `limit` allows no mapping.
@@ -37,10 +38,11 @@ def stages(problem: Problem, limits: Problem | None = None, limit: float = float
     ordered = ordered or problem.processors > _ANY_ORDER
     kinds = [problem] if limits is None else [problem, limits]
     sums = [np.vstack([np.zeros(k.processors), np.cumsum(k.costs, 0)]) for k in kinds]
+    busy = np.zeros(problem.processors) if busy is None else busy
 
     def cost(kind, begin, end, processor, following):
         k = kinds[kind]
-        seconds = sums[kind][end, processor] - sums[kind][begin, processor]
+        seconds = busy[processor] + sums[kind][end, processor] - sums[kind][begin, processor]
         return seconds if following is None else seconds + k.sending(end - 1, processor, following)
 
     @functools.cache

@@ -15,9 +15,9 @@ from tfspeed.measure import pictures
 from tfspeed.measure.pictures import MUTED
 
 PICTURE = "dataflow.png"
-_KINDS = {"prefill": "prefill", "step": "decode"}
-_PARTS = {"prefill": ("prefill",), "step": ("step", "head")}
-_SIZE = (11, 6.5)
+_KINDS = {"encode": "encode", "hear": "keys, values", "prefill": "prefill", "step": "decode"}
+_PARTS = {"step": ("step", "head")}
+_WIDTH, _HEIGHT = 5.5, 6.5  # of the picture, inches: of each kind of call, and of all
 
 
 def check(strategy) -> None:
@@ -61,7 +61,7 @@ def measured(engine: PipelineEngine) -> Measured:
     wall = engine.wall_s
     told = engine.seconds()
     def mean(seconds, kind):
-        parts = _PARTS[kind]
+        parts = _PARTS.get(kind, (kind,))
         return sum(sum(seconds.get(part, ())) for part in parts) / len(seconds[kind])
 
     return Measured([{kind: mean(s, kind) for kind in _KINDS if s.get(kind)} for s in told],
@@ -77,8 +77,9 @@ def table(engine: PipelineEngine, found: Measured) -> rich.table.Table:
     for name in ("stage", "call", "sends", "link", "expected", "measured", "busy"):
         made.add_column(name, justify="left" if name in ("stage", "call") else "right")
     for i, plan in enumerate(engine.plans):
-        for kind, word in _KINDS.items():
-            first, took = kind == "prefill", found.seconds[i].get(kind)
+        for kind in (k for k in _KINDS if k in plan.seconds):
+            word, first, took = _KINDS[kind], kind == next(iter(plan.seconds)), (
+                found.seconds[i].get(kind))
             made.add_row(
                 engine.devices[i] if first else "", f"{word} {engine.calls[kind]}",
                 f"{plan.sent[kind] / 1e3:.1f} KB", f"{plan.sending[kind] * 1e3:.2f}",
@@ -91,10 +92,10 @@ def painter(engine: PipelineEngine, found: Measured):
     """For `pictures.rendered`: what each node of the chain costs and who has it, and the times of
     the stages."""
     def paint(figure):
-        axes = figure.subplots(2, 2)
-        for column, (kind, word) in enumerate(_KINDS.items()):
-            _costs(axes[0][column], engine, kind, word)
-            _times(axes[1][column], engine, found, kind, word)
+        axes = figure.subplots(2, len(engine.chains))
+        for column, kind in enumerate(engine.chains):
+            _costs(axes[0][column], engine, kind, _KINDS[kind])
+            _times(axes[1][column], engine, found, kind, _KINDS[kind])
 
     return paint
 
@@ -102,16 +103,16 @@ def painter(engine: PipelineEngine, found: Measured):
 def _costs(ax, engine: PipelineEngine, kind: str, word: str) -> None:
     chain = engine.chains[kind]
     for i, plan in enumerate(engine.plans):
-        nodes = range(plan.begin, plan.end)
+        nodes = plan.nodes(kind)
         ax.bar(nodes, [1e3 * chain.nodes[n].seconds for n in nodes], color=f"C{i % 6}",
                label=f"{engine.devices[i]}: {plan.content}")
         if not plan.last:
-            ax.axvline(plan.end - 0.5, color=MUTED, lw=1, ls=":")
+            ax.axvline(nodes[-1] + 0.5, color=MUTED, lw=1, ls=":")
             ax.annotate(f"{plan.sent[kind] / 1e3:.1f} KB\n{plan.sending[kind] * 1e3:.2f} ms",
-                        (plan.end - 0.5, 1), (3, -58), fontsize=8,
+                        (nodes[-1] + 0.5, 1), (3, -58), fontsize=8,
                         xycoords=("data", "axes fraction"), textcoords="offset points")
     ax.set_title(f"{word}: {engine.calls[kind]}, expected of each node")
-    ax.set_xlabel("embedding, blocks, head")
+    ax.set_xlabel("embedding, blocks, norm" if kind == "encode" else "embedding, blocks, head")
     ax.set_ylabel("ms on the first worker")
     ax.set_ylim(0, 1.4e3 * max(node.seconds for node in chain.nodes) or None)
     ax.legend(loc="upper left")
@@ -130,7 +131,8 @@ def write(engine: PipelineEngine, found: Measured, output: str, logdir: str) -> 
     """Writes the picture as a file; TensorBoard gets it too, and the operators of a step."""
     import tensorflow as tf
 
-    pictures.write(painter(engine, found), _SIZE, output, logdir, "dataflow")
+    size = _WIDTH * len(engine.chains), _HEIGHT
+    pictures.write(painter(engine, found), size, output, logdir, "dataflow")
     try:
         with tf.summary.create_file_writer(str(Path(logdir) / "dataflow")).as_default(step=0):
             tf.summary.graph(engine.operators.as_graph_def())

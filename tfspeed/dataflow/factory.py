@@ -1,13 +1,35 @@
 """Makes the stages of a pipeline of what an engine on one device has, and tells what they cost."""
 
+import numpy as np
 import tensorflow as tf
 
+from tfspeed.dataflow.plan import StagePlan, Work
+from tfspeed.dataflow.seq2seq_stage import ListeningStage, StageEncoderDecoder
 from tfspeed.dataflow.stage import Stage, StageDecoder
 from tfspeed.engines.base import Engine, bucket
 from tfspeed.engines.tf_function import TfFunctionEngine
 
 
-class TfStages:
+class Stages:
+    """Attributes:
+        decoder: the whole model.
+        piece_tokens: that a call reads of prompts, at least.
+    """
+
+    def of(self, plan: StagePlan):
+        """The stage of a plan."""
+        return self(plan.blocks, plan.first, plan.last, plan.runs_heads)
+
+    def kept(self, plan: StagePlan):
+        """What a plan's stage has of the whole model."""
+        return StageDecoder(self.decoder, plan.blocks, plan.first, plan.last, plan.runs_heads)
+
+    def source(self, work: Work) -> np.ndarray | None:
+        """An empty one, as many rows as are encoded at once; None where none is read."""
+        return None
+
+
+class TfStages(Stages):
     """Of a `TfFunctionEngine`.
 
     Attributes:
@@ -32,7 +54,36 @@ class TfStages:
         return bucket(longest)
 
 
-class FusedStages:
+class ListeningStages(TfStages):
+    """Of a `TfFunctionEngine` over an encoder–decoder."""
+
+    def __init__(self, inner: Engine):
+        super().__init__(inner)
+        self._suppressed = inner.model.suppressed, inner.model.suppressed_first
+
+    def __call__(self, numbers, first, last, head=False, encoder=()):
+        """Args:
+            encoder: numbers of the encoder's layers.
+        """
+        return ListeningStage(
+            StageEncoderDecoder(self.decoder, numbers, encoder, first, last, head),
+            self._jit_compile, *self._suppressed)
+
+    def of(self, plan):
+        return self(plan.blocks, plan.first, plan.last, plan.runs_heads, plan.encoder.blocks)
+
+    def kept(self, plan):
+        return StageEncoderDecoder(self.decoder, plan.blocks, plan.encoder.blocks, plan.first,
+                                   plan.last, plan.runs_heads)
+
+    def source(self, work):
+        c = self.decoder.config
+        if c.source == "audio":
+            return np.zeros((work.source_piece, c.source_frames, c.mels), np.float32)
+        return np.zeros((work.source_piece, work.source), np.int32)
+
+
+class FusedStages(Stages):
     """Of a `FusedEngine`, which reads a weight once for twelve tokens anyhow."""
 
     piece_tokens = 64
@@ -50,5 +101,7 @@ class FusedStages:
         return longest
 
 
-def stages(inner: Engine) -> TfStages | FusedStages:
+def stages(inner: Engine) -> Stages:
+    if inner.model.reads_source:
+        return ListeningStages(inner)
     return TfStages(inner) if isinstance(inner, TfFunctionEngine) else FusedStages(inner)

@@ -17,7 +17,8 @@ import tensorflow as tf
 _PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 _FREE = ("Const", "Placeholder", "Reshape", "Shape", "NoOp", "Identity", "ReadVariableOp",
          "StridedSlice", "ExpandDims", "Squeeze")  # no arithmetic; views of what there is
-_BLOCK = re.compile(r"block_(\d+)(_\d+)*/")  # TensorFlow numbers a scope that was there before
+# TensorFlow numbers a scope that was there before.
+_BLOCK = re.compile(r"(?:block|encoder|decoder)_(\d+)(_\d+)*/")
 
 
 @dataclasses.dataclass
@@ -102,7 +103,8 @@ def contract(graph: Graph, block_of: Callable[[str, int], str]) -> Graph:
 
 
 def decoder_chain(graph: Graph, layers: int) -> Graph:
-    """The operators from tokens to logits, contracted: embedding, a block a layer, head.
+    """The operators from tokens to logits, or through an encoder, contracted: embedding, a block a
+    layer, head (or the encoder's norm).
 
     Masks, angles and counts of tokens depend on no weight and are made by each stage for itself: an
     edge holds hidden states only.

@@ -9,14 +9,16 @@ Who has which layers is decided by the first batch: layers, head and links are t
 on each worker, and `plan` maps them. Then a worker lets go of the layers of others.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections import deque
 
 import numpy as np
 
 from tfspeed.dataflow import factory, placing, ring, stream
 from tfspeed.dataflow.plan import StagePlan, Work, told
-from tfspeed.dataflow.stream import Stream
+from tfspeed.dataflow.stream import Round, Stream
 from tfspeed.engines.base import Engine
 from tfspeed.errors import TfspeedError
 
@@ -34,8 +36,8 @@ class PipelineEngine(Engine):
     Attributes:
         plans: a `StagePlan` for each stage, once there was a batch.
         calls: what a call takes, in words, by kind.
-        chains, operators: of the leader, see `plan.chains`; nodes have the seconds measured here.
-        wall_s: of all generations since `seconds` was asked for.
+        chains, operators: of the leader, see `traced.chains`; nodes have the seconds measured here.
+        wall_s: of all that stages ran since `seconds` was asked for.
     """
 
     def __init__(self, inner: Engine, stages, microbatches: int):
@@ -88,12 +90,7 @@ class PipelineEngine(Engine):
         tokens = np.asarray(tokens, np.int32)
         if not self.plans:
             self._map(self._work([[0] * tokens.shape[1]], 2))
-        self._start()
-        try:
-            self._ring.outbox.put(*self._stages[0]({"kind": "score"}, [tokens]))
-            return self._answer()[1][0]
-        finally:
-            self._end()
+        return self._round(Round([({"kind": "score"}, [tokens])]))[0]
 
     def seconds(self) -> list[dict[str, list[float]]]:
         """Of each stage's calls since this was asked last, by kind."""
@@ -111,18 +108,20 @@ class PipelineEngine(Engine):
             else:
                 ring.serve(self._stages[self._ring.index], self._ring.inbox, self._ring.outbox)
 
-    def _generate(self, prompts, new_tokens, sampling, stop_tokens):
+    def _generate(self, prompts, new_tokens, sampling, stop_tokens, encoded=None):
         work = self._work(prompts, new_tokens)
         if not self.plans:
             self._map(work)
-        flow = Stream(prompts, work, sampling, stop_tokens, self.plans[0].heads)
-        start = time.perf_counter()
-        self._start()
-        try:
+        flow = Stream(prompts, work, sampling, stop_tokens, self.plans[0].heads,
+                      encoded and encoded.key)
+        with self._running():
             yield from self._drive(flow)
-        finally:
-            self._end()
-            self.wall_s += time.perf_counter() - start
+
+    def _round(self, flow: Round) -> list[np.ndarray]:
+        """The answers to all messages."""
+        with self._running():
+            deque(self._drive(flow), maxlen=0)
+        return flow.answers
 
     def _work(self, prompts, new_tokens) -> Work:
         return stream.work_of(prompts, new_tokens, self.microbatches,
@@ -131,7 +130,7 @@ class PipelineEngine(Engine):
     def _cache_bytes(self, batch, context) -> int:
         return self.model.config.cache_bytes(batch, context, 1)
 
-    def _drive(self, flow: Stream):
+    def _drive(self, flow: Stream | Round):
         stage, inbox, outbox = self._stages[0], self._ring.inbox, self._ring.outbox
         under_way = 0
         for column in flow.columns():
@@ -143,17 +142,24 @@ class PipelineEngine(Engine):
                 outbox.put(*stage(*flow.ready.popleft()))
                 under_way += 1
             if not send or inbox.waits:
-                header, arrays = self._answer()
+                header, arrays = self._ring.inbox.get()
+                if header["kind"] == ring.FAILED:
+                    raise arrays[0]
                 if not header.get("head", True):
                     header, arrays = stage(header | {"kind": "head"}, arrays)
-                flow.take(header, arrays[0])
+                flow.take(header, arrays)
                 under_way -= 1
 
-    def _answer(self) -> tuple[dict, list]:
-        header, arrays = self._ring.inbox.get()
-        if header["kind"] == ring.FAILED:
-            raise arrays[0]
-        return header, arrays
+    @contextlib.contextmanager
+    def _running(self):
+        """All stages answer inside."""
+        start = time.perf_counter()
+        self._start()
+        try:
+            yield
+        finally:
+            self._end()
+            self.wall_s += time.perf_counter() - start
 
     def _start(self) -> None:
         if self._busy:
@@ -181,12 +187,14 @@ class PipelineEngine(Engine):
         """Keeps what the mapping gives to this worker."""
         placed = placing.place(self._factory, self._ring, work)
         self.plans, self.chains, self.operators = placed.plans, placed.chains, placed.operators
-        self.calls = {"prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
+        heard = f"{work.source_piece} x {work.source}"
+        self.calls = {"encode": heard, "hear": heard,
+                      "prefill": f"{work.piece} x {work.length}", "step": f"{work.rows} x 1"}
         own = self._ring.own
-        self._stages = [self._factory(p.blocks, p.first, p.last, p.runs_heads) if i in own else None
+        self._stages = [self._factory.of(p) if i in own else None
                         for i, p in enumerate(self.plans)]
         if len(own) == 1:
-            self.model.keras_model = self.plans[own[0]].decoder(self._factory.decoder)
+            self.model.keras_model = self._factory.kept(self.plans[own[0]])
         self._factory = None  # and with it all that others have
         self.notes = told(self.plans, self.devices, self.microbatches)
 

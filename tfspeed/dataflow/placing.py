@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfspeed.dataflow import plan, ring, timing
+from tfspeed.dataflow import plan, ring, timing, traced
 from tfspeed.dataflow.graph import Graph
 from tfspeed.dataflow.plan import StagePlan, Work
 from tfspeed.dataflow.problem import Links
@@ -14,7 +14,7 @@ from tfspeed.dataflow.problem import Links
 @dataclasses.dataclass(frozen=True)
 class Placed:
     """The same on all workers, but for `chains` and `operators`, of the leader alone: see
-    `plan.chains`. Nodes have the seconds of the mapping."""
+    `traced.chains`. Nodes have the seconds of the mapping."""
 
     plans: list[StagePlan]
     chains: dict[str, Graph]
@@ -30,7 +30,7 @@ def place(factory, team, work: Work) -> Placed:
     """
     decoder, chains, operators, sizes = factory.decoder, {}, None, None
     if team.index == 0:
-        chains, operators = plan.chains(decoder, work)
+        chains, operators = traced.chains(decoder, work, factory.source(work))
         sizes = {kind: [made.edges[i, i + 1] for i in range(len(made.nodes) - 1)]
                  for kind, made in chains.items()}
     sizes = team.share(sizes)[0]

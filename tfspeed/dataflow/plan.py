@@ -3,19 +3,16 @@
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
 from tfspeed.dataflow import chain
-from tfspeed.dataflow.graph import Graph, decoder_chain, trace
 from tfspeed.dataflow.problem import Links, Problem
-from tfspeed.dataflow.stage import StageDecoder
-from tfspeed.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """A batch as the pipeline runs it: `groups` of `rows` texts each, which decode in turn; their
-    prompts, padded to `length`, are read `piece` rows at a time."""
+    prompts, padded to `length`, are read `piece` rows at a time. Where they follow a source, it has
+    `source` positions, and is encoded `source_piece` rows at a time."""
 
     groups: int
     rows: int
@@ -23,26 +20,17 @@ class Work:
     length: int
     new_tokens: int
     capacity: int
+    source: int = 0
+    source_piece: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class StagePlan:
-    """Nodes [begin, end) of the chain: embedding, a block a layer, head.
-
-    Attributes:
-        seconds: expected, of a call by kind, `prefill` or `step`, without sending.
-        sent: bytes to the next stage, of a call by kind.
-        sending: seconds that they take.
-        heads: the share of the groups for which the first stage runs the head of a step.
-    """
+class Cut:
+    """Nodes [begin, end) of a chain: embedding, a block a layer, head (or an encoder's norm)."""
 
     begin: int
     end: int
     layers: int
-    seconds: dict[str, float]
-    sent: dict[str, int]
-    sending: dict[str, float]
-    heads: float = 0.0
 
     @property
     def blocks(self) -> range:
@@ -57,45 +45,50 @@ class StagePlan:
         return self.end == self.layers + 2
 
     @property
+    def named_blocks(self) -> list[str]:
+        """In words, if there are any."""
+        blocks = self.blocks
+        return [f"blocks {blocks[0]}–{blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
+                ] if blocks else []
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan(Cut):
+    """A stage's part of the decoder.
+
+    Attributes:
+        seconds: expected, of a call by kind (`prefill`, `step`; `encode` and `hear` of a source),
+            without sending.
+        sent: bytes to the next stage, of a call by kind.
+        sending: seconds that they take.
+        heads: the share of the groups for which the first stage runs the head of a step.
+        encoder: its part of the encoder, where there is one.
+    """
+
+    seconds: dict[str, float]
+    sent: dict[str, int]
+    sending: dict[str, float]
+    heads: float = 0.0
+    encoder: Cut | None = None
+
+    def nodes(self, kind: str) -> range:
+        """Of the chain of this kind of call."""
+        part = self.encoder if kind == "encode" else self
+        return range(part.begin, part.end)
+
+    @property
     def content(self) -> str:
         """What it holds, in words."""
-        blocks = self.blocks
-        named = [f"blocks {blocks[0]}–{blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
-                 ] if blocks else []
         heads = (self.heads if self.first else 1 - self.heads) if self.first or self.last else 0
         head = ["head" if heads == 1 else f"head of {heads:.0%} of the groups"] if heads else []
-        return ", ".join(["embedding"] * self.first + named + head)
-
-    def decoder(self, whole: Decoder) -> StageDecoder:
-        return StageDecoder(whole, self.blocks, self.first, self.last, self.runs_heads)
+        encoder = [f"encoder {words}" for words in self.encoder.named_blocks
+                   ] if self.encoder else []
+        return ", ".join(encoder + ["embedding"] * self.first + self.named_blocks + head)
 
     @property
     def runs_heads(self) -> bool:
         """Whether it is the first stage, and runs heads for the last."""
         return self.first and self.heads > 0
-
-
-def chains(decoder: Decoder, work: Work) -> tuple[dict[str, Graph], tf.Graph]:
-    """The graphs of a call by kind, contracted, and TensorFlow's own of a step."""
-    def prefill(tokens, lengths):
-        state = decoder.initial_state(tokens.shape[0], work.capacity)
-        return decoder.logits(decoder.forward(tokens, lengths, state)[0][:, -1])
-
-    def step(tokens, lengths, state):
-        return decoder.logits(decoder.forward(tokens, lengths, state)[0][:, -1])
-
-    def shapes(rows, length):
-        return tf.TensorSpec((rows, length), tf.int32), tf.TensorSpec((rows,), tf.int32)
-
-    state = tf.nest.map_structure(
-        lambda t: tf.TensorSpec(t.shape, t.dtype),
-        tf.function(lambda: decoder.initial_state(work.rows, work.capacity))
-        .get_concrete_function().structured_outputs)
-    reading, _ = trace(prefill, *shapes(work.piece, work.length))
-    stepping, operators = trace(step, *shapes(work.rows, 1), state)
-    count = len(decoder.blocks)
-    return {"prefill": decoder_chain(reading, count),
-            "step": decoder_chain(stepping, count)}, operators
 
 
 def make(measured: list[dict], sizes: dict[str, list[int]], links: Links, work: Work,
@@ -108,13 +101,41 @@ def make(measured: list[dict], sizes: dict[str, list[int]], links: Links, work: 
 
     Args:
         measured: of each processor, `timing.node_seconds`.
-        sizes: bytes from each node to the next, by kind of call.
+        sizes: bytes from each node to the next, by kind of call; `encode` where there are sources.
         shared_head: whether the head's matrix is the embedding's.
     """
     shares = [k / work.groups for k in range(work.groups + 1)] if shared_head else [0.0]
-    found = [_mapped([_with_heads(m, share) for m in measured], sizes, links, work, share)
+    decoding = {kind: sizes[kind] for kind in ("prefill", "step")}
+    found = [_mapped([_with_heads(m, share) for m in measured], decoding, links, work, share)
              for share in shares]
-    return min(found, key=lambda made: made[0])[1]
+    plans = min(found, key=lambda made: made[0])[1]
+    return _with_encoder(plans, measured, sizes["encode"], links) if work.source else plans
+
+
+def _with_encoder(plans: list[StagePlan], measured: list[dict], sizes: list[int],
+                  links: Links) -> list[StagePlan]:
+    """Stages that have the encoder too: the slowest one's share of it, and of keys and values for
+    the decoder's layers that it has already, takes as little as can be.
+
+    Args:
+        sizes: bytes from each of the encoder's nodes to the next.
+    """
+    hearing = [float(own["hear"][p.begin:p.end].sum() + own["hear_call"][0])
+               for p, own in zip(plans, measured, strict=True)]
+    problem = Problem(np.stack([own["encode"] for own in measured], 1),
+                      {(i, i + 1): size for i, size in enumerate(sizes)}, links)
+    mapping = chain.stages(problem, exactly=True, ordered=True, busy=hearing)
+    made = []
+    for i, (p, own, heard) in enumerate(zip(plans, measured, hearing, strict=True)):
+        begin, end = mapping.index(i), problem.nodes - mapping[::-1].index(i)
+        sent = {"encode": sizes[min(end, len(sizes)) - 1], "hear": 0 if p.last else sizes[-1]}
+        seconds = {"encode": float(own["encode"][begin:end].sum() + own["encode_call"][0]),
+                   "hear": heard}
+        made.append(dataclasses.replace(
+            p, encoder=Cut(begin, end, problem.nodes - 2), seconds=seconds | p.seconds,
+            sent=sent | p.sent,
+            sending={kind: links.seconds(size) for kind, size in sent.items()} | p.sending))
+    return made
 
 
 def _with_heads(measured: dict, share: float) -> dict:

@@ -103,25 +103,31 @@ class Stage(Calls):
         """Nothing: a state that is full is written to at its end."""
 
     def _prefill(self, header, x, lengths, *seeds):
-        function = self._function("prefill", header)
-        out, state = function(tf.constant(x), tf.constant(lengths), *self._settings(header, seeds))
+        out, state = self._function("prefill", header)(
+            tf.constant(x), tf.constant(lengths), self._source(header, len(x)),
+            *self._settings(header, seeds))
         self._states.setdefault(header["group"], []).append(state)
         return out, (lengths, *seeds)
 
     def _step(self, header, x, *seeds):
         states = self._states[header["group"]]
         if len(states) > 1:
-            states = [_joined(states)]
+            states = [joined(states)]
         out, state = self._function("step", header)(
-            tf.constant(x), states[0], *self._settings(header, seeds))
+            tf.constant(x), states[0], self._source(header, len(x)),
+            *self._settings(header, seeds))
         self._states[header["group"]] = [state]
         return out, seeds
 
     def _score(self, header, x):
-        return self._function("score", header)(tf.constant(x)), ()
+        return self._function("score", header)(tf.constant(x), self._source(header, len(x))), ()
 
     def _head(self, header, x, *seeds):
         return self._function("head", header)(tf.constant(x), *self._settings(header, seeds)), ()
+
+    def _source(self, header, rows: int) -> tuple:
+        """What the decoder is read with beside: nothing."""
+        return ()
 
     def _settings(self, header, seeds):
         """Arguments of the sampler, which the last stage alone has."""
@@ -136,31 +142,36 @@ class Stage(Calls):
         key = kind, capacity, greedy, self._ends(header)
         if key not in self._functions:
             choose = samplers.greedy if greedy else samplers.sample
-            made = {"prefill": self._make_prefill, "step": self._make_step,
-                    "score": self._make_score, "head": self._make_head}[kind](
-                        capacity, choose if self._ends(header) else None)
+            made = getattr(self, f"_make_{kind}")(capacity,
+                                                  choose if self._ends(header) else None)
             self._functions[key] = tf.function(made, jit_compile=self._jit_compile)
         return self._functions[key]
 
     def _make_prefill(self, capacity, choose):
-        def prefill(x, lengths, *settings):
+        def prefill(x, lengths, source, *settings):
             self.traces += 1  # Python code runs once a trace
             state = self.decoder.initial_state(x.shape[0], capacity)
-            return self._read(x, lengths, state, choose, settings)
+            hidden, state = self.decoder.forward(x, lengths, state, *source)
+            if choose is not None:
+                return choose(self._logits(hidden[:, -1], first=True), *settings), state
+            return hidden, state
 
         return prefill
 
     def _make_step(self, capacity, choose):
-        def step(x, state, *settings):
+        def step(x, state, source, *settings):
             self.traces += 1
-            return self._read(x, tf.ones(x.shape[:1], tf.int32), state, choose, settings)
+            hidden, state = self.decoder.forward(x, tf.ones(x.shape[:1], tf.int32), state, *source)
+            if choose is not None:
+                return choose(self._logits(hidden[:, -1]), *settings), state
+            return hidden, state
 
         return step
 
     def _make_score(self, capacity, choose):
-        def score(x):
+        def score(x, source):
             self.traces += 1
-            hidden = self.decoder.hidden(x)
+            hidden = self.decoder.hidden(x, *source)
             return self.decoder.logits(hidden) if self.decoder.last else hidden
 
         return score
@@ -168,18 +179,16 @@ class Stage(Calls):
     def _make_head(self, capacity, choose):
         def head(x, *settings):
             self.traces += 1
-            return choose(self.decoder.logits(x[:, -1]), *settings)
+            return choose(self._logits(x[:, -1]), *settings)
 
         return head
 
-    def _read(self, x, lengths, state, choose, settings):
-        hidden, state = self.decoder.forward(x, lengths, state)
-        if choose is not None:
-            return choose(self.decoder.logits(hidden[:, -1]), *settings), state
-        return hidden, state
+    def _logits(self, hidden, first: bool = False):
+        """That a token is chosen by, the first one of a text or a later one."""
+        return self.decoder.logits(hidden)
 
 
-def _joined(states: list):
+def joined(states: list):
     """One state of the rows of several, which have read prompts of one length."""
     return tf.nest.map_structure(
         lambda *parts: tf.concat(parts, 0) if parts[0].shape.rank else parts[0], *states)

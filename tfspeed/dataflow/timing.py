@@ -1,6 +1,7 @@
 """What the parts of a decoder cost on this processor, by running them; and what a link costs."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -17,32 +18,52 @@ _SIZES = 4 << 10, 4 << 20  # bytes of messages that a link is timed with
 
 def node_seconds(factory, work: Work, stages: int) -> dict[str, np.ndarray]:
     """Seconds of embedding, each block, head in a call: float64 `[layers + 2]` for `prefill` and
-    `step`; and those of a call beside them, `[1]`, for `prefill_call` and `step_call`.
+    `step`; and those of a call beside them, `[1]`, for `prefill_call` and `step_call`. Where there
+    are sources also `hear`, of the decoder's blocks too, and `encode`, of the encoder's."""
+    decoder = factory.decoder
+    if not work.source:
+        kinds = _alike(decoder.blocks, lambda i: (decoder.config.window(i),
+                                                  decoder.config.layer_rope(i)))
+        return _of_nodes(kinds, lambda *part: _seconds(factory, *part, work), stages)
+    return _of_nodes(_alike(decoder.decoder), lambda *part: _seconds(factory, *part, work),
+                     stages) | _of_nodes(
+        _alike(decoder.encoder), lambda *part: _encoding(factory, *part, work), stages)
+
+
+def _alike(blocks, more=lambda i: None) -> list[list[int]]:
+    """Numbers of layers of one kind, together."""
+    kinds: dict = {}
+    for i, block in enumerate(blocks):
+        kinds.setdefault((kind_of(block), more(i)), []).append(i)
+    return list(kinds.values())
+
+
+def _of_nodes(kinds: list[list[int]], timed: Callable, stages: int) -> dict[str, np.ndarray]:
+    """See `node_seconds`, of one chain.
+
+    Args:
+        timed: gives the seconds of a stage's calls by kind: of layers, and whether it is the first
+            stage, and the last.
 
     A block costs what several of its kind take longer than one does, so that what a call costs is
     not counted for each. They are as many as one of `stages` may have: fewer would find their
     weights in the processor's cache.
     """
-    decoder, kinds = factory.decoder, {}
-    for i, block in enumerate(decoder.blocks):
-        kind = kind_of(block), decoder.config.window(i), decoder.config.layer_rope(i)
-        kinds.setdefault(kind, []).append(i)
-    found = {name: np.zeros(len(decoder.blocks) + 2) for name in ("prefill", "step")}
-    calls: dict = {"prefill": [], "step": []}
-    for members in kinds.values():
+    found = defaultdict(lambda: np.zeros(sum(map(len, kinds)) + 2))
+    calls = defaultdict(list)
+    for members in kinds:
         count = max(_FEWEST, len(members) // stages)
         several = (members * _FEWEST)[:count] if len(members) < count else members[:count]
-        one = _seconds(factory, members[:1], False, False, work)
-        more = _seconds(factory, several, False, False, work)
-        for name, values in found.items():
-            cost = max(0.0, (more[name] - one[name]) / (len(several) - 1))
-            values[[i + 1 for i in members]] = cost
-            calls[name].append(max(0.0, one[name] - cost))
+        one, more = timed(members[:1], False, False), timed(several, False, False)
+        for name, seconds in one.items():
+            cost = max(0.0, (more[name] - seconds) / (len(several) - 1))
+            found[name][[i + 1 for i in members]] = cost
+            calls[name].append(max(0.0, seconds - cost))
     for at, first, last in ((0, True, False), (-1, False, True)):
-        made = _seconds(factory, [], first, last, work)
-        for name, values in found.items():
-            values[at] = max(0.0, made[name] - min(calls[name]))
-    return found | {f"{name}_call": np.array([np.mean(values)]) for name, values in calls.items()}
+        for name, seconds in timed([], first, last).items():
+            found[name][at] = max(0.0, seconds - min(calls[name]))
+    each = {f"{name}_call": np.array([np.mean(values)]) for name, values in calls.items()}
+    return {**found, **each}
 
 
 def _seconds(factory, numbers, first, last, work: Work) -> dict[str, float]:
@@ -55,6 +76,11 @@ def _seconds(factory, numbers, first, last, work: Work) -> dict[str, float]:
 
     header = {"group": 0, "groups": 1, "rows": work.rows, "capacity": work.capacity,
               "sampling": None}
+
+    made = {}
+    if work.source:
+        header |= {"source": 0, "begin": 0}
+        made = {"hear": _median(lambda: _hear(factory, stage, header, work))}
 
     def prefill():
         stage(header | {"kind": "prefill"}, [values(work.piece, work.length),
@@ -69,10 +95,32 @@ def _seconds(factory, numbers, first, last, work: Work) -> dict[str, float]:
         stage.rewind(work.length)
         stage(header | {"kind": "step"}, [values(work.rows, 1)])
 
-    made = {"prefill": _median(prefill_alone)}
+    made["prefill"] = _median(prefill_alone)
     for _ in range(work.rows // work.piece - 1):
         prefill()
     return made | {"step": _median(step)}
+
+
+def _hear(factory, stage, header, work: Work) -> None:
+    """A piece of a source, of which the group has nothing but copies."""
+    stage.keep(())
+    stage(header | {"kind": "hear", "copies": work.rows // work.source_piece},
+          [_encoder_states(factory, work),
+           np.zeros((work.source_piece, 1, 1, work.source), np.float32)])
+
+
+def _encoding(factory, numbers, first, last, work: Work) -> dict[str, float]:
+    """Of a stage's layers of the encoder."""
+    stage, header = factory([], first, last, encoder=numbers), {"kind": "encode", "kept": ()}
+    arrays = [factory.source(work)] if first else [
+        _encoder_states(factory, work),
+        np.zeros((work.source_piece, 1, 1, work.source), np.float32)]
+    return {"encode": _median(lambda: stage(header, arrays))}
+
+
+def _encoder_states(factory, work: Work) -> np.ndarray:
+    shape = work.source_piece, work.source, factory.decoder.config.hidden_dim
+    return np.full(shape, 0.1, factory.hidden_type)
 
 
 def _median(call: Callable[[], None]) -> float:

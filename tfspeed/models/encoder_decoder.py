@@ -33,11 +33,15 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
 
     A source is float32 `[batch, frames, mels]`, or int32 tokens `[batch, length]`, padded on the
     right with `PADDING`.
+
+    Attributes:
+        numbers: which of the decoder's layers `decoder` are: all, but for a stage of a pipeline.
     """
 
     def __init__(self, config: EncoderDecoderConfig, initializer: str = "glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.config = c = config
+        self.numbers = range(c.decoder_layers)
         policy = self.dtype_policy
         table = "zeros" if initializer == "zeros" else "uniform"
 
@@ -91,22 +95,40 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
         Args:
             run_block: calls one block; a model whose blocks are sharded has its own.
         """
-        c, bias = self.config, self.source_bias(source)
+        bias = self.source_bias(source)
+        return self.for_decoder(self.read_source(source, bias, run_block), bias)
+
+    def read_source(self, source, bias, run_block=_whole):
+        """The encoder's layers: its result, `[batch, source, hidden]`.
+
+        Args:
+            bias: of `source_bias`.
+        """
+        x = self.through_encoder(self.embed_source(source), bias, run_block)
+        return self.final_norms[0](x) if self.config.final_norm else x
+
+    def embed_source(self, source):
+        """`[batch, source, hidden]`, what the encoder's first layer reads."""
+        c = self.config
         if c.source == "audio":
             x = self.listen(ops.cast(source, self.compute_dtype))
         else:
             x = self.embed(ops.maximum(source, 0))
-        length = ops.shape(x)[1]
-        places = ops.arange(length, dtype="int32")
         if c.positions == "learned":
-            x = x + self.positions[0](places)
-        if c.embedding_norm:
-            x = self.embedding_norms[0](x)
-        hidden = self._within(0, places[None], places[None])
+            x = x + self.positions[0](ops.arange(ops.shape(x)[1], dtype="int32"))
+        return self.embedding_norms[0](x) if c.embedding_norm else x
+
+    def through_encoder(self, x, bias, run_block=_whole):
+        """Hidden states after the encoder's last layer, before its final norm."""
+        places = ops.arange(ops.shape(x)[1], dtype="int32")[None]
+        within = self._within(0, places, places)
+        seen = within if self.config.source == "audio" else within + bias
         for block in self.encoder:
-            x, _ = run_block(block, x, hidden if c.source == "audio" else hidden + bias)
-        if c.final_norm:
-            x = self.final_norms[0](x)
+            x, _ = run_block(block, x, seen)
+        return x
+
+    def for_decoder(self, x, bias) -> dict:
+        """What `encode` gives, of the encoder's result `[batch, source, hidden]`."""
         return {"cross": [block.cross.keys_values(x) for block in self.decoder], "bias": bias}
 
     def source_bias(self, source):
@@ -135,7 +157,7 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
             shape = (batch, c.layer(layer).num_heads, capacity, c.head_dim)
             return ops.zeros(shape, self.compute_dtype)
 
-        return {"caches": [(cache(i), cache(i)) for i in range(c.num_layers)],
+        return {"caches": [(cache(i), cache(i)) for i in self.numbers],
                 "positions": ops.full((batch, capacity), -1, "int32"),
                 "lengths": ops.zeros((batch,), "int32"), "index": ops.zeros((), "int32")}
 
@@ -159,11 +181,19 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
 
     def read(self, tokens, positions, slots, caches, index, encoded, run_block=_whole):
         """The decoder's layers, see `Decoder.read`."""
+        x, filled = self.through(self.embed_tokens(tokens, positions), positions, slots, caches,
+                                 index, encoded, run_block)
+        return (self.final_norms[1](x) if self.config.final_norm else x), filled
+
+    def embed_tokens(self, tokens, positions):
+        """`[batch, length, hidden]`, what the decoder's first layer reads."""
         c, x = self.config, self.embed(tokens)
         if c.positions == "learned":
             x = x + self.positions[1](ops.clip(positions, 0, c.context_length - 1))
-        if c.embedding_norm:
-            x = self.embedding_norms[1](x)
+        return self.embedding_norms[1](x) if c.embedding_norm else x
+
+    def through(self, x, positions, slots, caches, index, encoded, run_block=_whole):
+        """Hidden states after the decoder's last layer, before its final norm, and the caches."""
         query, key = positions[:, :, None], slots[:, None, :]
         seen = ops.logical_and(key >= 0, key <= query)
         bias = ops.where(seen, 0.0, MASKED)[:, None] + self._within(1, positions, slots)
@@ -171,7 +201,7 @@ class EncoderDecoder(ConvertibleModel, keras.Model):
         for block, cache, cross in zip(self.decoder, caches, encoded["cross"], strict=True):
             x, cache = run_block(block, x, bias, cache, index, cross, encoded["bias"])
             filled.append(cache)
-        return (self.final_norms[1](x) if c.final_norm else x), filled
+        return x, filled
 
     def _within(self, side: int, queries, keys):
         """What relative positions add to the scores, float32 `[batch, heads, length, capacity]`;

@@ -1,5 +1,7 @@
 """The layers of an `EncoderDecoder`: cross-attention, the block of either side, T5's distances."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -109,6 +111,6 @@ def relative_bucket(distance, buckets: int, largest: int, both_ways: bool):
         distance = ops.maximum(-distance, 0)
     near = buckets // 2
     far = ops.log(ops.cast(ops.maximum(distance, 1), "float32") / near)
-    far = far / float(ops.log(largest / near)) * (buckets - near)
+    far = far / math.log(largest / near) * (buckets - near)
     far = ops.minimum(near + ops.cast(far, "int32"), buckets - 1)
     return bucket + ops.where(distance < near, distance, far)

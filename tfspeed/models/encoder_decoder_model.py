@@ -123,11 +123,11 @@ class EncoderDecoderModel(LanguageModel):
 
     def prefill(self, tokens, lengths, state):
         logits, state = self._read(tokens, lengths, state)
-        return self._without(logits, {*self.suppressed, *self.suppressed_first}), state
+        return without(logits, {*self.suppressed, *self.suppressed_first}), state
 
     def step(self, tokens, state):
         logits, state = self._read(tokens[:, None], tf.ones_like(tokens), state)
-        return self._without(logits, self.suppressed), state
+        return without(logits, self.suppressed), state
 
     def _read(self, tokens, lengths, state):
         hidden, state = self.keras_model.forward(tokens, lengths, state, self._source_of(tokens))
@@ -138,7 +138,7 @@ class EncoderDecoderModel(LanguageModel):
         model = self.keras_model
         hidden, caches = model.read(tokens, positions, slots, caches, index,
                                     self._source_of(tokens), first_blocks(model.decoder, layers, 1))
-        return self._without(model.logits(hidden), self.suppressed), caches
+        return without(model.logits(hidden), self.suppressed), caches
 
     def _source_of(self, tokens):
         if self._encoded is not None:
@@ -149,14 +149,6 @@ class EncoderDecoderModel(LanguageModel):
             own = tf.gather(self.heard, tf.argmax(tf.cast(same, tf.int32), -1))
             source = tf.where(tf.reduce_any(same, -1)[:, None, None], own, source)
         return self.encode(source)
-
-    def _without(self, logits, ids):
-        if not ids:
-            return logits
-        never = np.zeros(self.vocabulary_size, bool)
-        never[sorted(ids)] = True
-        # Chosen, not added: XLA makes one loop of a product and a sum, thirty times as slow.
-        return tf.where(never, MASKED, logits)
 
     def score(self, tokens):
         return self.keras_model.score(tokens, self._source_of(tokens))
@@ -170,3 +162,13 @@ class EncoderDecoderModel(LanguageModel):
         source = c.source_length if c.source == "audio" else 1
         return (sum(variable_bytes(v) for v in read)
                 + c.attended_bytes(batch, context, source, itemsize))
+
+
+def without(logits, ids):
+    """Logits `[..., vocabulary]` that never give some ids."""
+    if not ids:
+        return logits
+    never = np.zeros(logits.shape[-1], bool)
+    never[sorted(ids)] = True
+    # Chosen, not added: XLA makes one loop of a product and a sum, thirty times as slow.
+    return tf.where(never, MASKED, logits)
