@@ -1,16 +1,11 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.scripts import forked
 from tfspeed import matmul_job
 from tfspeed.costs import communication
 from tfspeed.devices import mirrored_strategy
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "matmul.py"
 
 
 def strategy(replicas=3):
@@ -55,14 +50,9 @@ def test_comparison():
     assert found.link.bytes_per_s > 0
 
 
-def run(*args):
-    done = subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True,
-                          timeout=200)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_script():
-    code, out, err = run("--size=60", "--devices=2", "--repetitions=3", "--split=inner")
+def test_the_script(tmp_path):
+    code, out, err = forked.run("matmul.py", "--size=60", "--devices=2", "--repetitions=3",
+                                "--split=inner", cwd=tmp_path)
     assert code == 0, err
     assert err == ""
     assert "one device, 1 core" in out
@@ -72,8 +62,8 @@ def test_the_script():
 
 @pytest.mark.parametrize("flag", ["--split=diagonal", "--size=0", "--devices=-1", "--devices=5000",
                                   "--cores_for_baseline=9999"])
-def test_mistakes(flag):
-    code, out, err = run(flag)
+def test_mistakes(flag, tmp_path):
+    code, out, err = forked.run("matmul.py", flag, cwd=tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err

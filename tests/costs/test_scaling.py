@@ -1,18 +1,15 @@
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, tiny_decoder
+from tests.scripts import forked
 from tfspeed.costs import scaling
 from tfspeed.costs.communication import Link
 from tfspeed.costs.scaling import Machine
 from tfspeed.errors import TfspeedError
 
 FREE = Machine(1e9, 1e9, Link(0, 1e30))
-SCRIPT = Path(__file__).parents[2] / "scripts" / "scaling.py"
 
 
 def test_one_worker_reads_what_a_step_reads():
@@ -61,8 +58,7 @@ def test_a_worker_that_does_nothing_is_refused():
 
 
 @pytest.mark.parametrize("flag", ["--link_us=-1", "--batch=0", "--model=nothing.gguf"])
-def test_mistakes(flag):
-    done = subprocess.run([sys.executable, str(SCRIPT), flag], capture_output=True, text=True,
-                          timeout=200)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+def test_mistakes(flag, tmp_path):
+    code, _, err = forked.run("scaling.py", flag, cwd=tmp_path)
+    assert code == 2
+    assert err.startswith("error: ")

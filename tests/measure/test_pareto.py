@@ -1,16 +1,12 @@
 """The Pareto picture: which rows are on the front, and what is written."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.scripts import forked
 from tfspeed.errors import TfspeedError
 from tfspeed.measure import pareto
-
-ROOT = Path(__file__).parents[2]
 
 
 def results(path, *rows):
@@ -40,12 +36,10 @@ def test_a_later_file_replaces_a_row(tmp_path):
 
 def test_script_writes_png_and_tensorboard(tmp_path):
     path = results(tmp_path / "a.json", ("x", 1.1, 0.05), ("y", 2.0, 0.7))
-    command = [sys.executable, str(ROOT / "scripts/pareto.py")]
-    done = subprocess.run([*command, f"--results={path}", f"--output={tmp_path}/p.png",
-                           f"--logdir={tmp_path}/logs"], capture_output=True, text=True,
-                          check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2.00x" in done.stdout
+    code, out, err = forked.run("pareto.py", f"--results={path}", f"--output={tmp_path}/p.png",
+                                f"--logdir={tmp_path}/logs", cwd=tmp_path)
+    assert code == 0, err
+    assert "2.00x" in out
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
     assert list((tmp_path / "logs/pareto").glob("events.*"))
 

@@ -1,59 +1,59 @@
-"""Many calls of a script, each in a fork of one process that has imported TensorFlow already: four
-seconds a call less. What a user starts is tested by the other tests of the scripts."""
+"""Scripts as a user starts them, but for the import of TensorFlow, which takes four seconds: each
+call is a fork of one process that has done it, the same for all tests of a pytest process. What
+imports do is tested by those tests of the scripts that start a Python of their own."""
 
-import json
+import atexit
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_SERVER, _CLIENT = (Path(__file__).with_name(f"fork_{name}.py") for name in ("server", "client"))
 
-_PROGRAM = """
-import json, os, runpy, sys, time
-script, root, calls = sys.argv[1], sys.argv[2], json.loads(sys.stdin.read())
-sys.path.insert(0, root)
-from tfspeed import cli
-cli.quiet_tensorflow()
-import tensorflow, keras
-from tfspeed import main_job
-results = []
-for i, arguments in enumerate(calls):
-    names = f"forked-{i}.out", f"forked-{i}.err"
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        for descriptor, name in zip((1, 2), names):
-            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-        sys.argv = [script, *arguments]
-        code = 0
+
+@functools.cache
+def _address() -> str:
+    """The socket of the process that forks; it ends with this one."""
+    folder = tempfile.TemporaryDirectory()
+    address = f"{folder.name}/socket"
+    server = subprocess.Popen([sys.executable, str(_SERVER), address, str(ROOT)], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if server.stdout.readline() != "ready\n":
+        raise AssertionError("the process that forks did not start")
+
+    def end():
+        server.stdin.close()
+        server.wait()
+        folder.cleanup()
+
+    atexit.register(end)
+    return address
+
+
+def start(script: str, *args: str, cwd: Path, text: bool = True, **kwargs) -> subprocess.Popen:
+    """A call of `scripts/<script>`. What is returned hands signals on, has the call's streams and
+    its exit code; the call has its environment, its limit on the size of files, and dies with it.
+
+    Args:
+        kwargs: of subprocess.Popen, whose stdout and stderr are pipes unless told otherwise.
+    """
+    command = [sys.executable, "-IS", str(_CLIENT), _address(), str(ROOT / "scripts" / script)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *args], cwd=cwd, text=text, **streams | kwargs)
+
+
+def run(script: str, *args: str, cwd: Path, given=None, **kwargs) -> tuple:
+    """Exit code, stdout and stderr of a call, whose stdin is `given` and then ends."""
+    with start(script, *args, cwd=cwd, stdin=subprocess.PIPE, **kwargs) as process:
         try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    deadline = time.monotonic() + 120
-    while not (found := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > deadline:
-            os.kill(child, 9)
-        time.sleep(0.01)
-    results.append([os.waitstatus_to_exitcode(found[1]), *(open(n).read() for n in names)])
-    for name in names:
-        os.remove(name)
-print(json.dumps(results))
-"""
+            out, err = process.communicate(given, timeout=300)
+        finally:
+            process.kill()
+    return process.returncode, out, err
 
 
 def calls(script: str, arguments: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each call of `scripts/<script>`, one after the other."""
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, str(ROOT / "scripts" / script),
-                           str(ROOT)], input=json.dumps(arguments), cwd=cwd, text=True,
-                          capture_output=True, timeout=600)
-    if done.returncode:
-        raise AssertionError(done.stderr)
-    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
+    return [run(script, *each, cwd=cwd) for each in arguments]

@@ -5,11 +5,10 @@ import importlib.util
 import json
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.scripts import forked
 from tfspeed.engines import create
 from tfspeed.models.load import load
 from tfspeed.serving import backend as backends
@@ -19,8 +18,7 @@ from tfspeed.streams.partials import Partials
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
                                 reason="glassllm is not installed: make setup")
-ROOT = Path(__file__).parents[2]
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "stream.py"), "--model=glassllm", "--engine=fused"]
+CALL = ("stream.py", "--model=glassllm", "--engine=fused")
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +63,25 @@ def test_a_text_that_is_too_long_ends_nobody_else(worker):
     assert made[1].text
 
 
-def test_a_pipe_that_never_ends_ends_with_its_context():
+def test_a_pipe_that_never_ends_ends_with_its_context(tmp_path):
     """As `yes | stream.py`: one message, and the job is over."""
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
-        done = subprocess.run([*SCRIPT, "--new_tokens=1"], stdin=endless.stdout, cwd=ROOT,
-                              capture_output=True, timeout=120)
+        reader = forked.start(*CALL, "--new_tokens=1", stdin=endless.stdout, cwd=tmp_path)
         endless.stdout.close()
+        _, err = reader.communicate(timeout=120)
         endless.kill()
-    assert done.returncode == 2
-    assert done.stderr.count(b"longer than the model") == 1
+    assert reader.returncode == 2
+    assert err.count("longer than the model") == 1
 
 
-def run(*flags, stdin=b"", timeout=120):
-    return subprocess.run([*SCRIPT, *flags], input=stdin, capture_output=True, timeout=timeout,
-                          cwd=ROOT)
+def run(*flags, cwd, given):
+    return forked.run(*CALL, *flags, cwd=cwd, given=given, text=False)
 
 
-def test_a_pipe_through_the_script():
-    done = run("--json", "--new_tokens=4", stdin=b"once upon\na time\n")
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_a_pipe_through_the_script(tmp_path):
+    code, out, err = run("--json", "--new_tokens=4", cwd=tmp_path, given=b"once upon\na time\n")
+    assert code == 0, err[-2000:]
+    rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["revision"], row["end"]) for row in rows] == [(0, False), (1, False), (1, True)]
     assert all(row["stream"] == "stdin" and row["text"] for row in rows)
 
@@ -93,16 +90,15 @@ def test_a_pipe_through_the_script():
     (("--source=file:/nowhere",), b"", b"No such file"),
     (("--source=ftp:x",), b"", b"--source must be"),
     (("--new_tokens=0",), b"", b"--new_tokens"), ((), b"\xff\xff\n", b"no UTF-8 text")])
-def test_mistakes_are_told_and_exit_2(flags, stdin, said):
-    done = run(*flags, stdin=stdin)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert b"Traceback" not in done.stderr
+def test_mistakes_are_told_and_exit_2(flags, stdin, said, tmp_path):
+    code, _, err = run(*flags, cwd=tmp_path, given=stdin)
+    assert code == 2
+    assert said in err
+    assert b"Traceback" not in err
 
 
-def test_ctrl_c_while_nothing_comes():
-    process = subprocess.Popen([*SCRIPT, "--json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, cwd=ROOT)
+def test_ctrl_c_while_nothing_comes(tmp_path):
+    process = forked.start(*CALL, "--json", stdin=subprocess.PIPE, cwd=tmp_path, text=False)
     try:
         process.stdin.write(b"once upon a time\n")
         process.stdin.flush()
