@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import strategies
 from tests.cluster.leading import led, multi_worker
 from tests.models import seq2seq
 from tfspeed.cluster.member import joined
@@ -43,6 +44,8 @@ def main(folder: Path) -> None:
         results[f"{shape} {name}"] = made if member.is_chief else len(engine.sources)
     _, results["together"] = led(multi_worker("multi_worker+tensor_parallel"), member, "graph",
                                  lambda: seq2seq.tiny("t5"), cases)
+    _, results["piped"] = led(strategies.create("dataflow"), member, "graph",
+                              lambda: seq2seq.tiny("t5"), cases)
     (folder / f"{member.index}.json").write_text(json.dumps(results))
 
 
