@@ -38,8 +38,7 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
 def _predicted(row: dict, engine, threads: int, original) -> dict:
     _check(row, engine)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
-    known = seq2seq_shapes if engine.model.reads_source else shapes
-    shape = known.of(engine.model)
+    shape = _shape(row["strategy"], engine.model, original)
     guesses = drafts.counted(row)
     if guesses:
         found = drafts.speculative(_predictor(), shape, engine.name, threads, load,
@@ -74,6 +73,15 @@ def _check(row: dict, engine) -> None:
 
 def _spreading(strategy: str) -> set[str]:
     return {part.partition("(")[0] for part in strategy.split("+")} & set(_FORMULAS)
+
+
+def _shape(strategy: str, model, original) -> shapes.Shape:
+    if "dataflow" in _spreading(strategy):  # whose layers other workers have
+        if "+" in strategy:
+            raise TfspeedError("Times of a pipeline are predicted of models that nothing else has "
+                               "changed.", strategy=strategy)
+        model = original
+    return (seq2seq_shapes if model.reads_source else shapes).of(model)
 
 
 def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,
