@@ -14,8 +14,11 @@ A tied embedding lies in the first stage and in the last, and the first may then
 some groups. With `--dataflow_stages` and one worker all are threads of a process, to try it out.
 Encoder–decoders: each side is cut by itself, so that all stages work while sources are encoded, and
 while tokens are made; the encoder's result then goes round the ring once (3 MB a window of Whisper
-base), and each stage makes and keeps the keys and values of it that its own decoder layers read. A
-batch is heard whole before its tokens are made. graph and xla only: `fused` has no encoder.
+base), and each stage makes and keeps the keys and values of it that its own decoder layers read.
+What that costs: a batch is heard whole before its tokens are made, so the pipeline fills twice, and
+neither side may have fewer layers than there are stages. Where nobody says beforehand what is asked
+after the first source, answers of 64 tokens are reckoned with. Only graph and xla: `fused` has no
+encoder.
 Exact: yes, the same greedy tokens as on one device.
 Source: GPipe (arXiv:1811.06965), PipeDream (arXiv:1806.03377); https://doi.org/10.1109/71.993206
 """
