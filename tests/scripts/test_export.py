@@ -30,20 +30,20 @@ with engine.create_conversation() as conversation:
 """
 
 
-def start(*args, cwd, **kwargs):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "export.py"), *args], cwd=cwd,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
 def run(*args, cwd, **kwargs):
-    process = start(*args, cwd=cwd, **kwargs)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return forked.run("export.py", *args, cwd=cwd, **kwargs)
+
+
+def run_alone(*args, cwd, **kwargs):
+    """In a Python of its own."""
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "export.py"), *args], cwd=cwd,
+                          capture_output=True, text=True, timeout=300, **kwargs)
+    return done.returncode, done.stdout, done.stderr
 
 
 @needs_glassllm
 def test_export_then_verify_then_tamper(tmp_path):
-    code, out, err = run("--format=tflite", "--model=glassllm", "--out=dist", cwd=tmp_path)
+    code, out, err = run_alone("--format=tflite", "--model=glassllm", "--out=dist", cwd=tmp_path)
     assert code == 0, err
     assert err == ""  # nothing of the runtimes' start-up noise
     assert "glassllm-int8.tflite" in out
@@ -115,7 +115,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
 @pytest.mark.skipif(not RUNTIME.exists(), reason="LiteRT-LM's runtime is not installed: see "
                     "BUILD.md, Export")
 def test_litert_lms_own_runtime_answers(tmp_path):
-    code, _, err = run("--format=litertlm", "--out=dist", "--context=512", cwd=tmp_path)
+    code, _, err = run_alone("--format=litertlm", "--out=dist", "--context=512", cwd=tmp_path)
     assert code == 0, err
     done = subprocess.run(
         [RUNTIME, "-c", ASK, "dist/smollm2-135m-int8.litertlm", ".",
@@ -132,8 +132,8 @@ def test_litert_lms_own_runtime_answers(tmp_path):
 @pytest.mark.real_model
 def test_the_default_model_fits_the_budget(tmp_path):
     """Under a minute and 3 times the float32 weights, calibration included."""
-    code, out, err = run("--format=tflite", "--out=dist", cwd=tmp_path,
-                         env={**os.environ, "TFSPEED_PACKED_CACHE_GB": "0"})
+    code, out, err = run_alone("--format=tflite", "--out=dist", cwd=tmp_path,
+                               env={**os.environ, "TFSPEED_PACKED_CACHE_GB": "0"})
     assert code == 0, err
     record = json.loads(
         (tmp_path / "dist" / "smollm2-135m-int8.tflite.manifest.json").read_text())

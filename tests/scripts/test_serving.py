@@ -4,27 +4,19 @@ import importlib.util
 import json
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.scripts import forked
 from tests.serving.serving import ask
 
-ROOT = Path(__file__).parents[2]
 needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
                                     reason="glassllm is not installed: make test installs it")
 
 
-def start(script, *args, cwd, **kwargs):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *args], cwd=cwd,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
 @needs_glassllm
 def test_a_server_serves_and_stops(tmp_path):
-    server = start("serve.py", "--model=glassllm", "--port=0", cwd=tmp_path)
+    server = forked.start("serve.py", "--model=glassllm", "--port=0", cwd=tmp_path)
     try:
         said = ""
         while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", said)):
@@ -36,9 +28,8 @@ def test_a_server_serves_and_stops(tmp_path):
         status, _, answer = ask(port, "/v1/completions", body)
         assert status == 200
         assert answer["choices"][0]["text"]
-        second = start("serve.py", "--model=glassllm", f"--port={port}", cwd=tmp_path)
-        _, err = second.communicate(timeout=120)
-        assert second.returncode == 2
+        code, _, err = forked.run("serve.py", "--model=glassllm", f"--port={port}", cwd=tmp_path)
+        assert code == 2
         assert "Traceback" not in err
     finally:
         server.send_signal(signal.SIGTERM)
@@ -48,21 +39,21 @@ def test_a_server_serves_and_stops(tmp_path):
 
 @needs_glassllm
 def test_a_chat_through_a_pipe(tmp_path):
-    chat = start("chat.py", "--model=glassllm", "--max_new_tokens=6", "--temperature=0",
-                 cwd=tmp_path, stdin=subprocess.PIPE)
-    out, err = chat.communicate("Once upon a time\n\nand then\n", timeout=120)
-    assert chat.returncode == 0, err
+    code, out, err = forked.run("chat.py", "--model=glassllm", "--max_new_tokens=6",
+                                "--temperature=0", cwd=tmp_path,
+                                given="Once upon a time\n\nand then\n")
+    assert code == 0, err
     assert len(out.strip().splitlines()) >= 2
     assert err.count("TTFT") == 2
 
 
 @needs_glassllm
 def test_a_load_is_measured(tmp_path):
-    bench = start("bench_serve.py", "--model=glassllm", "--requests=6", "--new_tokens=6",
-                  "--prompt_tokens=10", "--rates=50,inf", "--shared_prefix=70",
-                  "--goodput=ttft:60000;ttft:0.001", "--picture=goodput.svg", cwd=tmp_path)
-    out, err = bench.communicate(timeout=120)
-    assert bench.returncode == 0, err
+    code, out, err = forked.run(
+        "bench_serve.py", "--model=glassllm", "--requests=6", "--new_tokens=6",
+        "--prompt_tokens=10", "--rates=50,inf", "--shared_prefix=70",
+        "--goodput=ttft:60000;ttft:0.001", "--picture=goodput.svg", cwd=tmp_path)
+    assert code == 0, err
     assert "p99_tpot_ms" in out
     sharing, *rows = json.loads((tmp_path / "results_serve.json").read_text())["rows"]
     assert sharing["followers"] == 5
@@ -79,8 +70,7 @@ def test_a_load_is_measured(tmp_path):
     ("serve.py", "--engine=litert", "engine='litert'"), ("bench_serve.py", "--rates=0", "--rates"),
     ("chat.py", "--max_new_tokens=0", "--max_new_tokens")])
 def test_mistakes_are_told(script, flag, words, tmp_path):
-    process = start(script, "--model=glassllm", flag, cwd=tmp_path)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
+    code, _, err = forked.run(script, "--model=glassllm", flag, cwd=tmp_path)
+    assert code == 2
     assert words in err
     assert "Traceback" not in err
