@@ -7,7 +7,8 @@ Dense, which are merged at the end. Weights that are packed integers stay; zeros
 stay zero. With `bits` the matrices are read as a later `quantize` will round them, by TFMOT's
 quantizers (quantization-aware training). Runs on every replica of `mirrored` and every worker of
 `multi_worker` (named before it), to the same result. Of an encoder–decoder both sides learn: what
-was said after the sounds of `--calibration`, a text after itself where sources are tokens.
+was said after the sounds of `--calibration`, a text after itself where sources are tokens. Four
+windows are held out: where the loss on them did not fall, the weights stay as they were.
 Why it is faster: it is not; it pays for what made the model faster. Put it behind that strategy:
 `--strategy=prune_structured+distill`. Before `quantize` it trains weights that lose little when
 rounded: `--strategy=distill+quantize --distill_bits=4 --quantize_bits=4 --quantize_method=rtn
@@ -43,12 +44,15 @@ from tfspeed.training import TrainOptions, text, train
 from tfspeed.training.learning import every
 
 _SPARSE = 0.01  # a matrix with a larger share of zeros was pruned
+_HEARING_RATE = 1e-5  # of a model that hears, where none is given: 3e-5 made Whisper worse
+_HELD = 4  # windows that it is judged by, of at least four times as many
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     tokens: int = option(40_000, "how many are read")
-    learning_rate: float = option(0.0, "its peak; 0: a default for full or lora")
+    learning_rate: float = option(0.0, "its peak; 0: a default for full or lora, and for what "
+                                       "hears")
     trainable: str = option("full", "full, or lora: adapters, merged at the end")
     rank: int = option(16, "of the adapters")
     length: int = option(256, "tokens of a window")
@@ -99,16 +103,21 @@ class Distill(Strategy):
         student, teacher = copying.copied(model), self._teacher(model)
         o = self.options
         windows, after = self._read(model, teacher, data)
+        held, training = _held(len(windows)), self._training
+        if getattr(model, "heard", None) is not None and o.trainable == "full":
+            training = dataclasses.replace(training,
+                                           learning_rate=o.learning_rate or _HEARING_RATE)
         masks = _masks(student)
         if masks and o.trainable == "lora":
             raise TfspeedError("Merged adapters would fill the zeros of a pruned model.",
                                distill_trainable=o.trainable, hint="Use distill_trainable=full.")
         with _rounded(student.keras_model, o.bits, o.group) as rounded:
-            result = train(student, teacher, windows, self._training,
-                           (lambda step: _hold(masks)) if masks else None, after)
+            result = train(student, teacher, windows, training,
+                           (lambda step: _hold(masks)) if masks else None, after, held)
             for matrix in rounded:
                 matrix.settle()
-        self._tell(student, windows, result, len(masks))
+        self._tell(student, windows, result, len(masks), training.peak)
+        student = self._judged(student, model, result, len(held))
         if after is not None:
             self._lines.append(f"Each window was read after one of {len(after.distinct)} sources; "
                                "the encoder learned as well.")
@@ -117,12 +126,13 @@ class Distill(Strategy):
     def _read(self, model, teacher, data) -> tuple[np.ndarray, Sources | None]:
         """Windows of text, and what they come after."""
         o = self.options
+        budget = o.tokens + _HELD * o.length
         if o.data == "self" and not model.reads_source:
-            return text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint), None
-        windows = text.windows(model, data, o.tokens, o.length)
+            return text.written(teacher, budget, o.length, o.seed, o.checkpoint), None
+        windows = text.windows(model, data, budget, o.length)
         after = sources(model, windows)
         if o.data == "self":
-            windows = text.written(teacher, o.tokens, o.length, o.seed, o.checkpoint, after)
+            windows = text.written(teacher, budget, o.length, o.seed, o.checkpoint, after)
             after = after.spread(len(windows))
         return windows, after
 
@@ -139,7 +149,21 @@ class Distill(Strategy):
                                teacher=teacher.vocabulary_size, student=model.vocabulary_size)
         return teacher
 
-    def _tell(self, student, windows, result, held) -> None:
+    def _judged(self, student, model, result, count: int):
+        """What was trained; the model as it was, where that was nearer on what is held out."""
+        before, now = result["held_first"], result["held_last"]
+        if before is None:
+            self._lines.append("There is too little to read to judge by some of it.")
+            return student
+        self._lines.append(f"Loss on {count} windows that were not learned from: {before:.4f} → "
+                           f"{now:.4f}.")
+        if now < before:
+            return student
+        self._lines.append("It did not fall: the weights stay as they were. Try a lower "
+                           "distill_learning_rate, or more to read (--calibration).")
+        return copying.copied(model)
+
+    def _tell(self, student, windows, result, held, peak) -> None:
         o, new = self.options, result["tokens"]
         spent = (f"{new} tokens in {result['seconds']:.0f} s ({new / result['seconds']:.0f} "
                  "tokens/s)" if new else "nothing was left to do")
@@ -147,7 +171,7 @@ class Distill(Strategy):
             f"adapters of rank {o.rank}, norms and biases"
         self._lines = [
             f"Trained {what} ({result['trained'] / 1e6:.2f} M) at a peak rate of "
-            f"{self._training.peak:g}: {spent}.",
+            f"{peak:g}: {spent}.",
             f"Loss {result['loss_first']:.4f} → {result['loss_last']:.4f} over {result['steps']} "
             f"steps of {o.batch} windows of {windows.shape[1]} tokens."]
         if o.bits:
@@ -181,6 +205,12 @@ def _rounded(keras_model, bits: int, group: int) -> Iterator[list[Rounded]]:
     with contextlib.ExitStack() as stack:
         yield [rounded for (width, block), some in forms.items() for rounded in
                stack.enter_context(fake_quantized(keras_model, width, some, block))]
+
+
+def _held(windows: int) -> np.ndarray:
+    """Numbers of the windows that are not learned from, spread evenly; () of too few."""
+    count = min(_HELD, windows // 4)
+    return np.linspace(0, windows - 1, count + 2)[1:-1].astype(int)
 
 
 def _masks(student) -> list:

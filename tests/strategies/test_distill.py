@@ -48,6 +48,14 @@ def test_it_comes_closer_to_the_original(changes):
     assert ("rank 4" in report) == (changes.get("trainable") == "lora")
 
 
+def test_weights_that_came_no_closer_stay_as_they_were():
+    model = loaded()
+    strategy = Distill(dataclasses.replace(SMALL, tokens=480, learning_rate=0.3))
+    for was, now in zip(weights(model), weights(strategy.apply(model)), strict=True):
+        np.testing.assert_array_equal(was, now)
+    assert "the weights stay as they were" in " ".join(strategy.report())
+
+
 def test_weights_learn_to_be_rounded():
     """Quantization-aware: what is trained for four bits loses less by them."""
     model = tiny_decoder()
@@ -58,7 +66,7 @@ def test_weights_learn_to_be_rounded():
     strategy = strategies.create("distill+quantize", {"distill": aware, "quantize": rounding})
     made = strategy.apply(model)
     assert made.weights_bytes == plain.weights_bytes < model.weights_bytes / 3
-    assert distance(made, model) < 0.8 * distance(plain, model)
+    assert distance(made, model) < 0.9 * distance(plain, model)
     assert "rounded to 4 bits" in " ".join(strategy.report())
     with pytest.raises(TfspeedError, match="learns to be rounded"):
         Distill(dataclasses.replace(aware, trainable="lora"))

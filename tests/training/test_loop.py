@@ -56,6 +56,33 @@ def test_windows_longer_than_the_context_are_cut_before_they_are_counted(monkeyp
     assert text.written(model, 3 * 96, 100_000).shape == (3, 96)
 
 
+def test_what_is_heard_is_read_once_and_no_other_text():
+    model = tiny_decoder()
+    model.said = np.asarray([[1, 2, 3, 9, 1, 2, 3, 9, 1, 2], [1, 2, 4, 5, 6, 9, 1, 2, 4, 5]])
+    np.testing.assert_array_equal(text.windows(model, None, 100, 256), model.said[:, :6])
+    assert text.windows(model, None, 100, 4).shape == (2, 4)
+    model.said = model.said[:, :5]  # too long for a window
+    assert text.windows(model, None, 100, 256).shape == (2, 5)
+
+
+def test_held_windows_are_judged_by_and_not_learned_from():
+    teacher = tiny_decoder()
+    student, result = trained(teacher, tokens=5 * BUDGET)
+    assert result["held_first"] is result["held_last"] is None
+    changed, made = WINDOWS.copy(), []
+    changed[[2, 7]] = changed[[2, 7]][:, ::-1]  # other text where nothing is learned
+    for windows in (WINDOWS, changed):
+        student = damaged(teacher)
+        made.append((train(student, teacher, windows, options(tokens=5 * BUDGET), held=[2, 7]),
+                     weights(student)))
+    (found, learned), (other, same) = made
+    assert found["held_last"] < found["held_first"]
+    assert found["losses"] == other["losses"]
+    assert found["held_first"] != other["held_first"]
+    for a, b in zip(learned, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_loss_falls_and_the_teacher_stays(kind):
     teacher = MODELS[kind]()

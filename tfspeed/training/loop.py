@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ from tfspeed.training.options import TrainOptions
 
 def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndarray,
           options: TrainOptions, on_step: Callable[[int], None] | None = None,
-          sources: Sources | None = None) -> dict:
+          sources: Sources | None = None, held: Sequence[int] = ()) -> dict:
     """Trains the student in place: its variables must not be shared with the teacher's, or be
     those of a `copied` model, which get memory of their own here.
 
@@ -39,9 +39,11 @@ def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndar
         tokens: int32 `[windows, length]`.
         on_step: called with 1, 2, … after each step of the optimizer.
         sources: what each window is read after, for a model with an encoder, which learns as well.
+        held: numbers of windows that are not learned from, but judged by.
 
     Returns:
         `loss_first`, `loss_last` (means over a tenth of the steps), `losses` (of each step),
+        `held_first`, `held_last` (on `held`, before the first and after the last step; None),
         `tokens` and `seconds` (of this call: less where it went on from a checkpoint), `steps`,
         `trained` (how many weights learned).
 
@@ -55,9 +57,10 @@ def train(student: LanguageModel, teacher: LanguageModel | None, tokens: np.ndar
                            hint="Use trainable=full.")
     strategy = getattr(student.placement, "strategy", None) or tf.distribute.get_strategy()
     with strategy.scope():
-        run = _Run(strategy, student, teacher, tokens, options, sources)
+        run = _Run(strategy, student, teacher, tokens, options, sources, held)
         try:
             run.all_steps(on_step)
+            run.held_last = run.judged()
         finally:
             run.finish()
     return run.result()
@@ -84,10 +87,12 @@ def batches(count: int, length: int, options: TrainOptions) -> list[np.ndarray]:
 class _Run:
     """The state of one call of `train`."""
 
-    def __init__(self, strategy, student, teacher, tokens, options: TrainOptions, sources):
+    def __init__(self, strategy, student, teacher, tokens, options: TrainOptions, sources, held):
         self.strategy, self.teacher, self.tokens, self.options = strategy, teacher, tokens, options
-        self.sources = sources
-        self.batches, self.placement = batches(*tokens.shape, options), student.placement
+        self.sources, self.held = sources, np.asarray(held, int)
+        learned = np.setdiff1d(np.arange(len(tokens)), self.held)
+        self.batches = [learned[b] for b in batches(len(learned), tokens.shape[1], options)]
+        self.placement = student.placement
         learning = every(student.keras_model)
         if not learning:
             raise TfspeedError("The model has no float32 weights that could be trained.",
@@ -110,6 +115,7 @@ class _Run:
         self.trained = sum(int(np.prod(v.shape)) for v in self.variables)
         self.step, self.losses, self.done_tokens, self.seconds = 0, [], 0, 0.0
         self._compile()
+        self.held_first, self.held_last = self.judged(), None
         self._resume()
 
     def _identity(self, student) -> dict[str, str]:
@@ -118,7 +124,7 @@ class _Run:
             options.pop(name)
         options["learning_rate"] = self.options.peak
         teacher = self.teacher.keras_model.weights if self.teacher else []
-        read = [self.tokens]
+        read = [self.tokens, self.held]
         if self.sources is not None:
             read += [self.sources.distinct, self.sources.of]
         return {"student": digest(map(_numpy, student.keras_model.weights)),
@@ -158,6 +164,14 @@ class _Run:
         gradients = tape.gradient(value, self.variables,
                                   unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [value, *map(tf.convert_to_tensor, gradients)]  # rows of a table: made dense
+
+    def judged(self) -> float | None:
+        """The loss on what is held out, of all replicas; by the function that also makes
+        gradients, as another one would take longer to compile."""
+        if not len(self.held):
+            return None
+        value, _, _ = self._added(*self._shards(self.held))
+        return float(self.strategy.experimental_local_results(value)[0])
 
     def _resume(self) -> None:
         saved = self.checkpoint.read() if self.checkpoint else None
@@ -241,6 +255,7 @@ class _Run:
         some = max(1, len(self.losses) // 10)
         return {"loss_first": float(np.mean(self.losses[:some])),
                 "loss_last": float(np.mean(self.losses[-some:])), "losses": self.losses,
+                "held_first": self.held_first, "held_last": self.held_last,
                 "tokens": self.done_tokens, "seconds": self.seconds, "steps": self.step,
                 "trained": self.trained}
 

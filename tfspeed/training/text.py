@@ -20,12 +20,24 @@ _ROWS = 16  # written at a time: more tokens a second, the memory of their cache
 
 
 def windows(model: LanguageModel, data: str | None, budget: int, length: int) -> np.ndarray:
-    """int32 `[windows, length]` of the text, as many as a budget of tokens can read once.
+    """int32 `[windows, length]` of the text, as many as a budget of tokens can read once; of a
+    model that hears all that is said, and no text that nobody said.
 
     Raises TfspeedError: the text is shorter than one window.
     """
     length = min(length, model.context_length)  # before it is counted how many the budget reads
+    said = getattr(model, "said", None)
+    if said is not None:
+        return _once(said)[:, :length]
     return calibration.tokens(model, data, max(1, budget // length), length)
+
+
+def _once(said: np.ndarray) -> np.ndarray:
+    """Cut where the longest has been said: from there on all begin again, with their first
+    token."""
+    again = said[:, 1:] == said[:, :1]
+    ends = np.where(again.any(1), again.argmax(1) + 1, said.shape[1])
+    return said[:, :ends.max()]
 
 
 def written(teacher: LanguageModel, budget: int, length: int, seed: int = 0,
