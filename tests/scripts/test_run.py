@@ -1,4 +1,5 @@
-"""scripts/run.py as a user runs it: a process, its output, its exit code, its files."""
+"""scripts/run.py as a user runs it: a process, its output, its exit code, its files. Two of the
+processes are Pythons of their own, the others forks."""
 
 import importlib.util
 import json
@@ -19,22 +20,21 @@ needs_glassllm = pytest.mark.skipif(not importlib.util.find_spec("glassllm"),
                                     reason="glassllm is not installed: make test installs it")
 
 
-def start(*args, cwd, **kwargs):
+def start(*args, cwd):
     return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run.py"), *args], cwd=cwd,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(*args, cwd):
-    process = start(*args, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return forked.run("run.py", *args, cwd=cwd)
 
 
 @needs_glassllm
 def test_the_main_job_on_a_tiny_real_model(tmp_path):
-    code, out, err = run("--strategy=mirrored", "--model=glassllm", "--batch=3",
-                         "--repetitions=2", "--cores_for_baseline=1", cwd=tmp_path)
-    assert code == 0, err
+    process = start("--strategy=mirrored", "--model=glassllm", "--batch=3",
+                    "--repetitions=2", "--cores_for_baseline=1", cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert "mirrored" in out
     assert "never batch-1 latency" in " ".join(out.split())
     assert "tensorboard --logdir logs" in out
@@ -123,7 +123,7 @@ def test_a_row_over_its_gate_is_kept_and_the_run_exits_3(tmp_path):
 
 @needs_glassllm
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
-    process = start("--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
+    process = forked.start("run.py", "--model=glassllm", "--repetitions=1000000", cwd=tmp_path)
     line = process.stderr.readline()  # comes once the warm-up round has been timed
     assert "Timing will take" in line
     with pytest.raises(subprocess.TimeoutExpired):
@@ -139,8 +139,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
 
 @needs_glassllm
 def test_a_reader_that_goes_is_no_error(tmp_path):
-    process = start("--model=glassllm", "--engine=graph", "--repetitions=1", "--new_tokens=4",
-                    cwd=tmp_path)
+    process = forked.start("run.py", "--model=glassllm", "--engine=graph", "--repetitions=1",
+                           "--new_tokens=4", cwd=tmp_path)
     process.stdout.close()
     assert process.wait(120) == 0, process.stderr.read()
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
@@ -159,9 +159,9 @@ def test_ctrl_c_before_anything_was_measured(tmp_path):
 
 
 def test_list_and_help(tmp_path):
-    processes = [start(flag, cwd=tmp_path) for flag in ("--strategy=list", "--help")]
-    listed, helped = (process.communicate(timeout=120)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    made = forked.calls("run.py", [["--strategy=list"], ["--help"]], tmp_path)
+    assert [code for code, _, _ in made] == [0, 0]
+    listed, helped = (out for _, out, _ in made)
     names = [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")]
     assert names == list(STRATEGIES)
     assert max(map(len, listed.splitlines())) <= 80
