@@ -27,7 +27,7 @@ from tfspeed.costs.shapes import Shape
 _COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
           "value": 2e-10, "copy": 1e-10}
 START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
-         for name, cost in _COSTS.items()}
+         for name, cost in _COSTS.items()} | {"call_step": 1e-3}
 CROSS = 0.5  # layers, of operators: attention without a cache
 
 
