@@ -348,7 +348,8 @@ def test_a_recurrent_model_reads_one_token_after_the_other(predictor, engine):
                    for tokens in (64, 512))
     assert short["tpot_s"] == long["tpot_s"]  # the state does not grow
     assert 5 < long["ttft_s"] / short["ttft_s"] < 8.1
-    assert short["ttft_s"] > 64 / 3 * short["tpot_s"]  # but for the output layer
+    token = (long["ttft_s"] - short["ttft_s"]) / (512 - 64)
+    assert 0 < token < short["tpot_s"]  # which has a call and the output layer as well
 
 
 @pytest.mark.parametrize("draft", ["lookup", "early_exit", "low_bit"])
