@@ -43,6 +43,7 @@ def test_a_check_that_is_interrupted_keeps_its_rows(observer, tmp_path, capsys):
         checking.run(made_up(), [1, 2], ["fused"], str(written), str(picture))
     found = json.loads(written.read_text())
     assert len(found["rows"]) == 3
+    assert found["environment"]["cores"]  # for the gallery, which takes it over
     row = found["rows"][0]
     assert row["ttft_s"] == 0.2
     assert row["prediction_error"]["ttft_s"] == pytest.approx(row["predicted"]["ttft_s"] / 0.2 - 1)

@@ -21,9 +21,11 @@ from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 from tfspeed.measure import pictures, predictions
+from tfspeed.measure.environment import environment
 from tfspeed.measure.progress import Progress
 
 METRICS = ("ttft_s", "tpot_s")
+_environment = functools.cache(environment)  # rows are written after each
 
 
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
@@ -120,7 +122,7 @@ def summary(rows: list[dict]) -> list[tuple]:
 
 
 def _write_rows(output: str, rows: list[dict]) -> None:
-    _write(output, {"rows": rows, "summary": summary(rows)})
+    _write(output, {"environment": _environment(), "rows": rows, "summary": summary(rows)})
 
 
 def _write(output: str, found: dict) -> None:

@@ -15,6 +15,7 @@ from tfspeed.litert.seq2seq import (
     BIAS,
     ENCODE,
     PREFILLS,
+    SMALLEST,
     CrossLowering,
     decoder_config,
     write,
@@ -22,8 +23,6 @@ from tfspeed.litert.seq2seq import (
 from tfspeed.litert.seq2seq_session import CrossSession
 from tfspeed.litert.session import capacities, signatures
 from tfspeed.models.encoder_decoder import MASKED
-
-_SMALLEST = 64       # slots of the first cache: an answer is short
 
 
 class Encoded:
@@ -45,7 +44,7 @@ class EncoderDecoderLiteRtEngine(LiteRtBase):
     def __init__(self, model, weights: str = "float32"):
         super().__init__(model, weights, pack_encoder_decoder(model.keras_model, Formats(weights)))
         self.config = model.config
-        self._sizes = [_SMALLEST, *capacities(decoder_config(self.config),
+        self._sizes = [SMALLEST, *capacities(decoder_config(self.config),
                                               self.config.context_length)]
         self._never = list(model.suppressed)
         self._never_first = list({*self._never, *model.suppressed_first})

@@ -19,13 +19,12 @@ from tfspeed.litert.formats import Formats
 from tfspeed.litert.graph import TfliteFile
 from tfspeed.litert.pack_seq2seq import pack_encoder_decoder
 from tfspeed.litert.runtime import Program
-from tfspeed.litert.seq2seq import BIAS, ENCODE
+from tfspeed.litert.seq2seq import BIAS, ENCODE, SMALLEST
 from tfspeed.litert.seq2seq_session import CrossSession
+from tfspeed.litert.session import signatures
 from tfspeed.models.encoder_decoder import MASKED
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 from tfspeed.models.whisper_tokens import WhisperTokens
-
-_SMALLEST = 64
 
 
 def check(model, form: str) -> None:
@@ -50,9 +49,9 @@ def write(path: Path, model, weights: str, context: int) -> None:
     config = model.config
     packed = pack_encoder_decoder(model.keras_model, Formats(weights))
     files.check_room(path.parent, int(1.25 * sum(w.nbytes for w in packed.weights)))
-    sizes = sorted({min(_SMALLEST, context), context})
+    sizes = sorted({min(SMALLEST, context), context})
     file = TfliteFile(f"{model.name}, exported by tfspeed")
-    seq2seq.write(file, config, packed, 1, sizes)
+    seq2seq.write(file, config, packed, 1, signatures(sizes, 1, seq2seq.PREFILLS))
     tflite.describe(file, model, context, sizes=sizes, config=config.to_dict(),
                     **described(model))
     file.write(path)
