@@ -72,8 +72,10 @@ def test_workers_that_lost_each_other_say_why(tmp_path):
 def test_a_killed_worker_starts_all_again(tmp_path):
     said = []
     body = ("join()\n"
-            "if index == 1 and first(): os.kill(os.getpid(), signal.SIGKILL)\n"
-            "if index == 0 and first(): time.sleep(60)\n")
+            "if index == 0 and first(): time.sleep(60)\n"
+            "if index == 1 and first():\n"
+            "    while not (here / '0.been').exists(): time.sleep(0.01)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n")
     assert supervisor(tmp_path, body, said, restarts=1).run() == 0
     assert len(said) == 1
     assert said[0].startswith("Worker 1 (127.0.0.1:")

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,13 +13,12 @@ import pytest
 from tests.conftest import tiny_decoder
 from tests.engines.test_engines import generate, reference
 from tests.litert.test_decoder import FAMILIES, PROMPTS
+from tests.scripts import forked
 from tfspeed.engines import create
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import compiler
 from tfspeed.litert.panels import Blob, panels
 from tfspeed.litert.weights import pack
-
-ROOT = Path(__file__).parents[2]
 
 
 def error_of(engine, model):
@@ -128,13 +125,13 @@ print(json.dumps({w: create(f"fused:{w}", model).score(tokens).tolist()
     "-march=haswell", pytest.param("-march=x86-64", marks=pytest.mark.slow)])
 def test_kernels_of_other_processors_agree(tmp_path, other):
     """The sums of AVX-512, of AVX2, and of a processor that has no vectors."""
-    found = []
+    program, found = tmp_path / "scores.py", []
+    program.write_text(SCORES)
     for cflags in ("", other):
-        done = subprocess.run(
-            [sys.executable, "-c", SCORES], capture_output=True, text=True, cwd=ROOT,
-            env={**os.environ, "CFLAGS": cflags, "XDG_CACHE_HOME": str(tmp_path)}, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        code, out, err = forked.run(str(program), cwd=tmp_path, env={
+            **os.environ, "CFLAGS": cflags, "XDG_CACHE_HOME": str(tmp_path)})
+        assert code == 0, err[-2000:]
+        found.append(json.loads(out.splitlines()[-1]))
     for weights, expected in found[0].items():
         np.testing.assert_allclose(found[1][weights], expected, atol=2e-4)
 

@@ -33,8 +33,9 @@ def _address() -> str:
 
 
 def start(script: str, *args: str, cwd: Path, text: bool = True, **kwargs) -> subprocess.Popen:
-    """A call of `scripts/<script>`. What is returned hands signals on, has the call's streams and
-    its exit code; the call has its environment, its limit on the size of files, and dies with it.
+    """A call of `scripts/<script>`, or of the program at a whole path. What is returned hands
+    signals on, has the call's streams and its exit code; the call has its environment, its limit
+    on the size of files, and dies with it.
 
     Args:
         kwargs: of subprocess.Popen, whose stdout and stderr are pipes unless told otherwise.
