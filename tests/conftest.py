@@ -13,6 +13,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from strategies import prune_structured
 from tfspeed.compression import calibration
 from tfspeed.devices import logical_cpus
 from tfspeed.models.config import DecoderConfig
@@ -22,7 +23,9 @@ from tfspeed.models.recurrent import Recurrent, RecurrentModel
 from tfspeed.models.uncached import UncachedModel
 
 logical_cpus(4)  # before TensorFlow starts; nothing may need more
-calibration._RANDOM_WINDOWS = 6  # tokens enough for layers of width 16, read in a third of the time
+# Tokens enough for layers of width 16: calibration is the most of what tests of compression take.
+calibration._RANDOM_WINDOWS = 6
+prune_structured._WINDOWS = 12
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under nohup, and handed on to processes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whose Ctrl-C is tested
 
