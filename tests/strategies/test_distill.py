@@ -60,13 +60,14 @@ def test_weights_learn_to_be_rounded():
     """Quantization-aware: what is trained for four bits loses less by them."""
     model = tiny_decoder()
     model.reload = tiny_decoder
-    aware = Options(tokens=20_000, length=12, learning_rate=1e-3, bits=4, group=0)
+    # So small a model depends on the order of its windows: 0.60, 0.79, 0.84 of three.
+    aware = Options(tokens=20_000, length=12, learning_rate=5e-4, bits=4, group=0, seed=1)
     rounding = strategies.find("quantize").Options(bits=4, group=0, method="rtn", smooth=False)
     plain = strategies.create("quantize", {"quantize": rounding}).apply(model)
     strategy = strategies.create("distill+quantize", {"distill": aware, "quantize": rounding})
     made = strategy.apply(model)
     assert made.weights_bytes == plain.weights_bytes < model.weights_bytes / 3
-    assert distance(made, model) < 0.9 * distance(plain, model)
+    assert distance(made, model) < 0.8 * distance(plain, model)
     assert "rounded to 4 bits" in " ".join(strategy.report())
     with pytest.raises(TfspeedError, match="learns to be rounded"):
         Distill(dataclasses.replace(aware, trainable="lora"))
@@ -89,7 +90,7 @@ def test_it_composes_with_mirrored():
 @pytest.mark.parametrize("before", ["low_rank", "prune_structured", "quantize"])
 @pytest.mark.parametrize("trainable", ["full", "lora"])
 def test_it_recovers_what_other_strategies_leave(before, trainable):
-    rate = {"full": 3e-4, "lora": 3e-3}[trainable]
+    rate = {"full": 1e-4, "lora": 3e-3}[trainable]
     options = {"distill": dataclasses.replace(SMALL, trainable=trainable, rank=2,
                                               learning_rate=rate),
                "prune_structured": prune_structured.Options(fraction=0.4)}
