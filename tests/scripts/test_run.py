@@ -32,7 +32,8 @@ def run(*args, cwd):
 @needs_glassllm
 def test_the_main_job_on_a_tiny_real_model(tmp_path):
     process = start("--strategy=mirrored", "--model=glassllm", "--batch=3",
-                    "--repetitions=2", "--cores_for_baseline=1", cwd=tmp_path)
+                    "--repetitions=2", "--cores_for_baseline=1", "--new_tokens=32",
+                    "--eval_tokens=2048", "--task_questions=10", cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "mirrored" in out
@@ -66,7 +67,8 @@ def test_the_main_job_on_a_tiny_real_model(tmp_path):
 @needs_glassllm
 def test_a_prompt_is_answered_and_measured(tmp_path):
     code, out, err = run("--model=glassllm", "--prompt=Once upon a time", "--new_tokens=8",
-                         "--prompt_tokens=8", "--repetitions=1", "--engine=graph", cwd=tmp_path)
+                         "--prompt_tokens=8", "--repetitions=1", "--engine=graph",
+                         "--eval_tokens=512", "--task_questions=3", cwd=tmp_path)
     assert code == 0, err
     text = out[:out.index("glassllm")]
     assert text.startswith("Once upon a time")
@@ -91,9 +93,10 @@ def test_a_profile_of_a_step(tmp_path):
 
 @needs_glassllm
 def test_a_row_after_each_step(tmp_path):
+    (tmp_path / "text").write_text("Once upon a time there was a little boy. " * 60)
     code, out, err = run("--model=glassllm", "--strategy=quantize+bfloat16", "--every_step",
-                         "--repetitions=1", "--eval_tokens=512", "--task_questions=0",
-                         "--new_tokens=4", "--engine=graph", cwd=tmp_path)
+                         "--calibration=text", "--repetitions=1", "--eval_tokens=512",
+                         "--task_questions=0", "--new_tokens=4", "--engine=graph", cwd=tmp_path)
     assert code == 0, err + out
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["strategy"] for row in rows] == ["baseline", "quantize", "quantize+bfloat16"]
