@@ -21,6 +21,7 @@ from tfspeed.measure import experiment, profile, report, tensorboard
 from tfspeed.measure.environment import environment
 from tfspeed.measure.experiment import Candidate, Evaluation, Workload
 from tfspeed.measure.progress import Progress
+from tfspeed.models.load import check_dtype
 
 
 def run(flags) -> int | None:
@@ -36,6 +37,7 @@ def run(flags) -> int | None:
                         flags.batch, flags.repetitions)
     settings = evaluation(flags)
     engines.check(flags.engine)
+    check_dtype(flags.dtype)
     engines.check_dtype(flags.engine, flags.dtype)
     if flags.profile:
         engines.check_profiled(flags.engine)

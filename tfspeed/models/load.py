@@ -74,6 +74,12 @@ MODELS: dict[str, Callable[[], Path]] = {
     "whisper-base": _whisper_base}
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuses a name that is none of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise TfspeedError(f"dtype must be one of {', '.join(DTYPES)}.", dtype=dtype)
+
+
 def load(model=DEFAULT_MODEL, dtype: str = "float32", unread: bool = False) -> LanguageModel:
     """Loads a model.
 
@@ -87,10 +93,9 @@ def load(model=DEFAULT_MODEL, dtype: str = "float32", unread: bool = False) -> L
     Raises:
         TfspeedError: the model is unknown, missing, damaged or of a kind not supported.
     """
-    if dtype not in DTYPES:
-        raise TfspeedError(f"dtype must be one of {', '.join(DTYPES)}.", dtype=dtype)
+    check_dtype(dtype)
     if isinstance(model, keras.Model):
-        _check_dtype(model, dtype)
+        _check_made_in(model, dtype)
         return wrap(model)
     name = str(model)
     if not name:
@@ -149,7 +154,7 @@ def _exists(path: Path) -> bool:
                            cause=error.strerror) from error
 
 
-def _check_dtype(model: keras.Model, dtype: str) -> None:
+def _check_made_in(model: keras.Model, dtype: str) -> None:
     """A Keras model brings its own type, and layers that may depend on it."""
     if dtype != "float32" and dtype != model.dtype_policy.compute_dtype:
         raise TfspeedError("A Keras model is run in the type that it was made in; dtype is for "
@@ -165,7 +170,7 @@ def _load_path(path: Path, dtype: str, unread: bool) -> LanguageModel:
         return DecoderModel.from_checkpoint(load_hf_folder(path), dtype, unread)
     if path.suffix == ".keras":
         model = _load_keras(path)
-        _check_dtype(model, dtype)
+        _check_made_in(model, dtype)
         loaded = wrap(model, path.stem)
         loaded.tokenizer = saved_tokenizer(path) or loaded.tokenizer
         loaded.source = str(path)
