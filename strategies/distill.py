@@ -117,7 +117,10 @@ class Distill(Strategy):
             for matrix in rounded:
                 matrix.settle()
         self._tell(student, windows, result, len(masks), training.peak)
-        student = self._judged(student, model, result, len(held))
+        nearer = self._judged(result, len(held))
+        if not nearer:
+            return copying.copied(model)
+        self._tell_what_is_left(windows, len(held))
         if after is not None:
             self._lines.append(f"Each window was read after one of {len(after.distinct)} sources; "
                                "the encoder learned as well.")
@@ -149,21 +152,20 @@ class Distill(Strategy):
                                teacher=teacher.vocabulary_size, student=model.vocabulary_size)
         return teacher
 
-    def _judged(self, student, model, result, count: int):
-        """What was trained; the model as it was, where that was nearer on what is held out."""
+    def _judged(self, result, count: int) -> bool:
+        """Whether it came nearer on what is held out, of so many windows."""
         before, now = result["held_first"], result["held_last"]
         if before is None:
             self._lines.append("There is too little to read to judge by some of it.")
-            return student
+            return True
         self._lines.append(f"Loss on {count} windows that were not learned from: {before:.4f} → "
                            f"{now:.4f}.")
-        if now < before:
-            return student
-        self._lines.append("It did not fall: the weights stay as they were. Try a lower "
-                           "distill_learning_rate, or more to read (--calibration).")
-        return copying.copied(model)
+        if not now < before:
+            self._lines.append("It did not fall: the weights stay as they were. Try a lower "
+                               "distill_learning_rate, or more to read (--calibration).")
+        return now < before
 
-    def _tell(self, student, windows, result, held, peak) -> None:
+    def _tell(self, student, windows, result, masked: int, peak: float) -> None:
         o, new = self.options, result["tokens"]
         spent = (f"{new} tokens in {result['seconds']:.0f} s ({new / result['seconds']:.0f} "
                  "tokens/s)" if new else "nothing was left to do")
@@ -174,19 +176,24 @@ class Distill(Strategy):
             f"{peak:g}: {spent}.",
             f"Loss {result['loss_first']:.4f} → {result['loss_last']:.4f} over {result['steps']} "
             f"steps of {o.batch} windows of {windows.shape[1]} tokens."]
-        if o.bits:
-            self._lines.append(f"Matrices are rounded to {o.bits} bits and still kept as floats: "
-                               "`quantize` stores them in as many.")
-        rounds = o.tokens / windows.size
-        if rounds > 1.5:
-            self._lines.append(f"The text has {windows.size} tokens: it was read {rounds:.1f} "
-                               "times. A longer --calibration generalizes better.")
-        if held:
-            self._lines.append(f"{held} pruned matrices kept their zeros.")
+        if masked:
+            self._lines.append(f"{masked} pruned matrices kept their zeros.")
         kept = student.parameters - sum(int(np.prod(v.shape)) for v in every(student.keras_model))
         if kept:
             self._lines.append(f"{kept / 1e6:.2f} M values were left as they are: packed, or not "
                                "float32.")
+
+    def _tell_what_is_left(self, windows, held: int) -> None:
+        """Of weights that were trained and kept."""
+        o = self.options
+        if o.bits:
+            self._lines.append(f"Matrices are rounded to {o.bits} bits and still kept as floats: "
+                               "`quantize` stores them in as many.")
+        learned = (len(windows) - held) * windows.shape[1]
+        if o.tokens > 1.5 * learned:
+            self._lines.append(f"The text has {learned} tokens to learn from: it was read "
+                               f"{o.tokens / learned:.1f} times. A longer --calibration "
+                               "generalizes better.")
         if o.checkpoint:
             self._lines.append(f"The trained weights stay in {o.checkpoint}: the same command "
                                "takes them from there.")

@@ -19,13 +19,22 @@ told = json.dumps({"argv": sys.argv[2:], "environment": dict(os.environ), "cwd":
                    "file_size": resource.getrlimit(resource.RLIMIT_FSIZE)}).encode()
 socket.send_fds(connection, [len(told).to_bytes(8, "big")], [0, 1, 2])
 connection.sendall(told)
-forked = int.from_bytes(connection.recv(8), "big")
+
+
+def answer() -> int:
+    number = connection.recv(8, socket.MSG_WAITALL)
+    if len(number) < 8:
+        os._exit(70)  # the server is gone
+    return int.from_bytes(number, "big", signed=True)
+
+
+forked = answer()
 for descriptor in 0, 1, 2:  # or who reads them waits for this process too
     os.close(descriptor)
 for number in SIGNALS:
     signal.signal(number, lambda number, _: os.kill(forked, number))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-code = int.from_bytes(connection.recv(8), "big", signed=True)
+code = answer()
 if code < 0:
     signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)

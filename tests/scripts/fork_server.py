@@ -3,6 +3,7 @@
     python fork_server.py SOCKET ROOT
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -37,7 +38,7 @@ def next_call(listener) -> dict:
                 return json.loads(told) | {"streams": streams}
             for stream in streams:
                 os.close(stream)
-            client.sendall(process.to_bytes(8, "big"))
+            tell(client, process)
             clients[process] = client
         end(clients, ready)
 
@@ -50,9 +51,14 @@ def end(clients, ready) -> None:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
             if client not in ready:
-                client.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "big", signed=True))
+                tell(client, os.waitstatus_to_exitcode(status))
             client.close()
             del clients[process]
+
+
+def tell(client, number: int) -> None:
+    with contextlib.suppress(OSError):  # it was killed just now, which `end` sees
+        client.sendall(number.to_bytes(8, "big", signed=True))
 
 
 def become(call: dict) -> None:
@@ -85,4 +91,8 @@ if __name__ == "__main__":
     except SystemExit as ended:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(ended.code)  # to take TensorFlow down takes a fifth of a second
+        code = ended.code
+        if not isinstance(code, int):
+            print(code or "", end="", file=sys.stderr, flush=True)
+            code = 1 if code else 0
+        os._exit(code)  # to take TensorFlow down takes a fifth of a second

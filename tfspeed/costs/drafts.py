@@ -2,7 +2,8 @@
 text, so it is counted, while times are predicted.
 
 A pass over several tokens of one text takes what a step of as many texts takes: the same rows go
-through all layers and through the head, and weights are read once.
+through all layers and through the head, and weights are read once. It reads one cache where those
+have one each, so long contexts are predicted a little slower than they are.
 """
 
 import dataclasses

@@ -95,7 +95,8 @@ def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,
     # Replicas share the threads of a process; each worker has so many.
     processes = any(name.startswith("worker ") for name in engine.devices)
     cores = threads * count if processes else threads
-    return _FORMULAS[spread.pop()](predictor, shape, engine.name, cores, count, load)
+    more = {"groups": engine.microbatches} if "dataflow" in spread else {}
+    return _FORMULAS[spread.pop()](predictor, shape, engine.name, cores, count, load, **more)
 
 
 def _measured(value) -> float | None:

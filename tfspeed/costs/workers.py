@@ -63,31 +63,36 @@ def tensor_parallel(predictor: Predictor, shape: Shape, engine: str, cores: int,
 def shards(predictor: Predictor, part: Shape, engine: str, cores: int, workers: int, load: Load,
            link: Link = SUMS) -> dict[str, float]:
     """Of the part of a model that each has: a sum after each half of a layer, or after both where
-    they read the same."""
+    they read the same, and after cross-attention; an encoder's layers have two."""
     times = predictor.latency(part, engine, max(1, cores // workers), load)
     slower = predictor.sharing(cores, workers, part, engine, load)
-    sums = (1 if part.config.parallel_residual else 2) * len(part.layers)
+    a_layer = 3 if part.source else 1 if part.config.parallel_residual else 2
 
-    def exchange(rows):
-        return sums * communication.all_reduce(workers, 4 * rows * part.hidden).seconds(link)
+    def exchange(rows, layers=part.layers, a_layer=a_layer):
+        one = communication.all_reduce(workers, 4 * rows * part.hidden).seconds(link)
+        return len(layers) * a_layer * one
 
     found = {"ttft_s": times["ttft_s"] + exchange(load.batch * load.prompt_tokens)}
+    if part.source:
+        own = [a for a in part.source.encoder.attention if a.heads]
+        found["ttft_s"] += exchange(load.batch * part.source.least, own, 2)
     if "tpot_s" in times:
         found["tpot_s"] = times["tpot_s"] * slower + exchange(load.batch)
     return load.whole(found)
 
 
 def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, workers: int,
-             load: Load, link: Link | None = None) -> dict[str, float]:
-    """Latencies of a pipeline of even stages over as many groups of rows: a group is in each.
+             load: Load, link: Link | None = None, groups: int = 0) -> dict[str, float]:
+    """Latencies of a pipeline of even stages over so many groups of rows, 0: as many as stages, so
+    that a group is in each. A source goes round twice: once through the encoder, once to be heard.
 
     A prompt's rows come one after the other: the first leaves after all stages, then one a stage's
     time. A step of a group takes all stages; as many groups are on their way.
     """
-    link, groups = link or predictor.link, min(workers, load.batch)
+    link, groups = link or predictor.link, min(groups or workers, load.batch)
     each = dataclasses.replace(load, batch=-(-load.batch // groups))
     times = predictor.latency(shape, engine, max(1, cores // workers), each)
-    slower = predictor.sharing(cores, groups, shape, engine, each)
+    slower = predictor.sharing(cores, min(workers, groups), shape, engine, each)
     row = predictor.latency(shape, engine, max(1, cores // workers),
                             dataclasses.replace(load, batch=1))["ttft_s"]
 
@@ -95,9 +100,13 @@ def dataflow(predictor: Predictor, shape: Shape, engine: str, cores: int, worker
         return _HANDLING_S + communication.point_to_point(4 * values).seconds(link)
 
     stage = row / workers + hop(load.prompt_tokens * shape.hidden)
+    if shape.source:
+        stage += 2 * hop(shape.source.least * shape.hidden)
     found = {"ttft_s": (load.batch + workers - 1) * stage}
     if "tpot_s" in times:
-        found["tpot_s"] = times["tpot_s"] * slower + workers * hop(each.batch * shape.hidden)
+        step = times["tpot_s"] * slower + workers * hop(each.batch * shape.hidden)
+        # Of more groups than stages some wait for a stage.
+        found["tpot_s"] = step * max(1.0, groups / workers)
     return load.whole(found)
 
 

@@ -2,7 +2,8 @@
 
 Each piece of a source goes through the encoder's layers, stage by stage, then once more round the
 ring: every stage makes keys and values of it for its own layers of the decoder, and keeps them
-until nobody holds the source any more. Then prompts go round, and tokens, as without a source.
+until the next source comes and nobody holds this one. Then prompts go round, and tokens, as without
+a source.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ class EncoderDecoderModel(LanguageModel):
         c = keras_model.config
         super().__init__(name, keras_model, c.vocabulary_size, c.context_length, tokenizer, source,
                          notes)
-        if c.source == "audio":
+        if c.source == "audio" and _NOTE not in self.notes:
             self.notes.append(_NOTE)
         self.suppressed, self.suppressed_first = c.suppressed, c.suppressed_first
         self.heard: np.ndarray | None = None
