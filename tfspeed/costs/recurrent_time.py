@@ -4,6 +4,8 @@ other, without the output layer.
 Nothing is fitted to it. Products take what a decoder's do with as many rows; beside them a layer's
 step costs what a decoder's layer costs there. Each layer reads a whole prompt before the next one
 does (`graph`, `xla`), so its weights come from the cache; under `litert` all layers read a token.
+Small layers lie in a nearer cache than products are timed from: their prompts are predicted to take
+up to three times as long as they do (BUILD.md).
 """
 
 from tfspeed.costs.compiled_time import CompiledTime
