@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.scripts import forked
 from tfspeed.cluster import addresses
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,11 @@ def start(*args, cwd, script="run.py", **variables):
     return subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *MODEL, *args],
                             cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, **variables})
+
+
+def fork(*args, cwd, script="run.py", **variables):
+    """The same but for the import of TensorFlow."""
+    return forked.start(script, *MODEL, *args, cwd=cwd, env={**os.environ, **variables})
 
 
 def end(process):
@@ -188,16 +194,16 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = f"127.0.0.1:{taken.getsockname()[1]}"
         cases = [
-            (start(*two, cwd=tmp_path, TF_CONFIG="{"), "TF_CONFIG does not describe"),
-            (start(*two, "--workers=0", cwd=tmp_path), "workers=0"),
-            (start("--workers=2", cwd=tmp_path), "--workers is for workers"),
-            (start(*two, f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
+            (fork(*two, cwd=tmp_path, TF_CONFIG="{"), "TF_CONFIG does not describe"),
+            (fork(*two, "--workers=0", cwd=tmp_path), "workers=0"),
+            (fork("--workers=2", cwd=tmp_path), "--workers is for workers"),
+            (fork(*two, f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
                    script="launch.py"), f"address='{port}'"),
-            (start("--strategy=dataflow", f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
+            (fork("--strategy=dataflow", f"--hosts={port},{other}", "--index=0", cwd=tmp_path,
                    script="launch.py"), f"address='{port}'"),
-            (start(*two, "--hosts=10.1.1.1:22,10.1.1.2:22", "--index=0", cwd=tmp_path,
+            (fork(*two, "--hosts=10.1.1.1:22,10.1.1.2:22", "--index=0", cwd=tmp_path,
                    script="launch.py"), "--bind=10.1.1.1"),
-            (start(*two, f"--hosts={own},{other}", "--index=0", "--join_timeout=15", cwd=tmp_path,
+            (fork(*two, f"--hosts={own},{other}", "--index=0", "--join_timeout=15", cwd=tmp_path,
                    script="launch.py"), f"worker 1 ({other})"),
         ]
         for process, words in cases:

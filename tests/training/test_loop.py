@@ -1,5 +1,6 @@
 """The loop: it learns, alike on one device and on replicas, and goes on where it was cut off."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -43,6 +44,13 @@ def weights(model):
 def trained(teacher, **changes):
     student = damaged(teacher)
     return student, train(student, teacher, WINDOWS, options(**changes))
+
+
+@functools.cache
+def whole(mode, tokens):
+    """Weights and result of a run on one device that nothing interrupts."""
+    student, result = trained(tiny_decoder(), trainable=mode, rank=4, tokens=tokens)
+    return weights(student), result
 
 
 def test_windows_longer_than_the_context_are_cut_before_they_are_counted(monkeypatch):
@@ -125,13 +133,13 @@ def replicas(count):
 @pytest.mark.parametrize(("mode", "count"), [
     ("full", 2), pytest.param("full", 3, marks=pytest.mark.slow), ("lora", 2)])
 def test_replicas_give_the_losses_of_one_device(mode, count):
-    changes = {"trainable": mode, "rank": 4, "tokens": 2 * BUDGET}
-    one, alone = trained(tiny_decoder(), **changes)
+    changes = {"trainable": mode, "rank": 4, "tokens": 4 * BUDGET}
+    one, alone = whole(mode, 4 * BUDGET)
     with replicas(count):
         many, together = trained(tiny_decoder(), **changes)
         mirrored = weights(many)
     np.testing.assert_allclose(together["losses"], alone["losses"], rtol=1e-4)
-    for a, b in zip(weights(one), mirrored, strict=True):
+    for a, b in zip(one, mirrored, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
@@ -164,7 +172,7 @@ def kill_at(monkeypatch, step):
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, mode):
     teacher = tiny_decoder()
     changes = {"tokens": 4 * BUDGET, "trainable": mode, "rank": 4}
-    whole, reference = trained(teacher, **changes)
+    uninterrupted, reference = whole(mode, 4 * BUDGET)
     changes |= {"checkpoint": str(tmp_path), "checkpoint_seconds": 0}
     with monkeypatch.context() as patch:
         kill_at(patch, 4)
@@ -173,7 +181,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, mode):
     again, result = trained(teacher, **changes)
     assert result["losses"] == pytest.approx(reference["losses"], rel=1e-6)
     assert result["tokens"] == reference["tokens"] - 4 * 4 * 12
-    for a, b in zip(weights(whole), weights(again), strict=True):
+    for a, b in zip(uninterrupted, weights(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     third, finished = trained(teacher, **changes)  # a finished run is taken as it is
     assert finished["tokens"] == 0
@@ -182,8 +190,8 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, mode):
 
 
 def test_a_run_on_replicas_goes_on_with_one_device(tmp_path, monkeypatch):
-    changes = {"tokens": 2 * BUDGET}
-    _, reference = trained(tiny_decoder(), **changes)
+    changes = {"tokens": 4 * BUDGET, "rank": 4}
+    _, reference = whole("full", 4 * BUDGET)
     changes |= {"checkpoint": str(tmp_path), "checkpoint_seconds": 0}
     with monkeypatch.context() as patch, replicas(2):
         kill_at(patch, 3)
@@ -191,7 +199,7 @@ def test_a_run_on_replicas_goes_on_with_one_device(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             trained(teacher, **changes)
     _, result = trained(tiny_decoder(), **changes)
-    assert result["tokens"] == 2 * 4 * 12
+    assert result["tokens"] == 4 * BUDGET - 3 * 4 * 12
     np.testing.assert_allclose(result["losses"], reference["losses"], rtol=1e-4)
 
 
