@@ -54,8 +54,14 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("exact", EXACT)
+# XLA takes longest to compile, and these have tests of their own under it (test_dataflow,
+# test_tensor_parallel, tests/speculation); multi_worker is one worker here, as the baseline is.
+SLOW_UNDER_XLA = {"dataflow", "multi_worker", "speculative", "tensor_parallel"}
+
+
+@pytest.mark.parametrize(("exact", "engine"), [
+    pytest.param(exact, engine, marks=[pytest.mark.slow] * (
+        engine == "xla" and exact in SLOW_UNDER_XLA)) for exact in EXACT for engine in ENGINES])
 def test_exact_strategies_give_the_reference_tokens(exact, engine):
     _, model = applied(exact)
     refused = {"tensor_parallel": ("litert", "fused")}
