@@ -9,8 +9,6 @@ import tensorflow as tf
 from tfspeed.errors import TfspeedError
 
 _LOGICAL = 16  # logical devices that any CPU may be split into
-
-
 JOB_CORES = "TFSPEED_JOB_CORES"  # what a `Supervisor` tells its workers
 
 

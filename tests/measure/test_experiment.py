@@ -147,7 +147,7 @@ def test_the_limit_of_workers_is_that_of_all_of_them(monkeypatch):
     monkeypatch.setattr(experiment, "memory_bandwidth", lambda *given: seen.append(given) or 10.0)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     candidate = Candidate("x", types.SimpleNamespace(
-        devices=("worker 0", "worker 1", "worker 2"), row_shares=3,
+        devices=("worker 0", "worker 1", "worker 2"), on_workers=True, row_shares=3,
         step_bytes=lambda batch, context: 100 * batch), Workload(8, 4, 3, 1), [],
         0, 0, 0, 0, [])
     hosts = ["a:1", "a:2", "b:1"]

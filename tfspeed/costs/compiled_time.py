@@ -28,7 +28,6 @@ _COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e
           "value": 2e-10, "copy": 1e-10}
 START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
          for name, cost in _COSTS.items()} | {"call_step": 1e-3}
-CROSS = 0.5  # layers, of operators: attention without a cache
 
 
 class CompiledTime:
@@ -72,9 +71,8 @@ class CompiledTime:
             pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = 8 * work.logits * capacity * a.kv_heads * a.dim
-            layers = 1 + CROSS * bool(a.source_heads)
             between += count * (
-                layers * c[f"layer_{kind}"]
+                a.layers * c[f"layer_{kind}"]
                 + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between

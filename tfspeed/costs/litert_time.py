@@ -24,7 +24,6 @@ threads in one, and not in the other.
 from collections import Counter
 from collections.abc import Callable
 
-from tfspeed.costs.compiled_time import CROSS
 from tfspeed.costs.fused_time import KINDS, longer, reached
 from tfspeed.costs.matrices import Attention, Matrix
 from tfspeed.costs.seq2seq_shapes import Source
@@ -117,8 +116,7 @@ class LitertTime:
         cache = 8 * batch * a.dim * (capacity * a.kv_heads + looked * a.source_heads)
         between = (rows * width * c[f"value_{kind}"] + cache * c["copy"]
                    + pairs * (c["pair"] + 4 * a.dim * c["mix"]))
-        layers = 1 + CROSS * bool(a.source_heads)
-        return layers * c[f"layer_{kind}"] + products + between / self.threads
+        return a.layers * c[f"layer_{kind}"] + products + between / self.threads
 
     def product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]

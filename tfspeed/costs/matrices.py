@@ -70,6 +70,11 @@ class Attention:
     window: int
     source_heads: int = 0
 
+    @property
+    def layers(self) -> float:
+        """As many as its layer has operators of: attention without a cache is half of one."""
+        return 1.5 if self.source_heads else 1.0
+
 
 def up_to(value: int, multiple: int) -> int:
     """The next multiple."""

@@ -26,25 +26,26 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
         original: the model that the strategy was applied to.
     """
     try:
-        predicted = _predicted(row, engine, threads, original)
+        guesses = drafts.counted(row)
+        predicted = _predicted(row, engine, threads, original, guesses)
     except TfspeedError as error:
         return {}, f"No prediction: {error}"
     errors = {name: value / _measured(row[name]) - 1 for name, value in predicted.items()
               if _measured(row.get(name))}
-    said = _COUNTED if drafts.counted(row) else ""
-    return {"predicted": predicted, "prediction_error": errors}, said
+    return ({"predicted": predicted, "prediction_error": errors}, _COUNTED if guesses else "")
 
 
-def _predicted(row: dict, engine, threads: int, original) -> dict:
-    _check(row, engine)
+def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
+    spread = {part.partition("(")[0] for part in row["strategy"].split("+")} & set(_FORMULAS)
+    _check(engine, spread)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
-    shape = _shape(row["strategy"], engine.model, original)
-    guesses = drafts.counted(row)
+    model = _known(row["strategy"], original) if "dataflow" in spread else engine.model
+    shape = (seq2seq_shapes if model.reads_source else shapes).of(model)
     if guesses:
         found = drafts.speculative(_predictor(), shape, engine.name, threads, load,
                                    engine.model.speculation, guesses)
     else:
-        found = _latency(_predictor(), shape, engine, threads, load, _spreading(row["strategy"]))
+        found = _latency(_predictor(), shape, engine, threads, load, spread)
     said = {name: found[name] for name in _LATENCIES if name in found}
     if shape.source:
         return said
@@ -61,27 +62,22 @@ def _predictor() -> Predictor:
     return Predictor(calibration.load())
 
 
-def _check(row: dict, engine) -> None:
+def _check(engine, spread: set[str]) -> None:
     """Refuses what the models know nothing of."""
     if default_device().startswith("GPU"):
         raise TfspeedError("Times are predicted of CPUs.", device=default_device())
-    spread, cluster = _spreading(row["strategy"]), from_environment()
+    cluster = from_environment()
     if engine.devices and (len(spread) != 1 or (cluster and cluster.machines > 1)):
         raise TfspeedError("Times are predicted of one machine, and of one strategy that spreads a "
                            "model over it.", devices=len(engine.devices), spread=sorted(spread))
 
 
-def _spreading(strategy: str) -> set[str]:
-    return {part.partition("(")[0] for part in strategy.split("+")} & set(_FORMULAS)
-
-
-def _shape(strategy: str, model, original) -> shapes.Shape:
-    if "dataflow" in _spreading(strategy):  # whose layers other workers have
-        if "+" in strategy:
-            raise TfspeedError("Times of a pipeline are predicted of models that nothing else has "
-                               "changed.", strategy=strategy)
-        model = original
-    return (seq2seq_shapes if model.reads_source else shapes).of(model)
+def _known(strategy: str, original):
+    """What a pipeline's model was before other workers had its layers."""
+    if "+" in strategy:
+        raise TfspeedError("Times of a pipeline are predicted of models that nothing else has "
+                           "changed.", strategy=strategy)
+    return original
 
 
 def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,
@@ -93,8 +89,7 @@ def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,
     if not count:
         return predictor.latency(shape, engine.name, threads, load)
     # Replicas share the threads of a process; each worker has so many.
-    processes = any(name.startswith("worker ") for name in engine.devices)
-    cores = threads * count if processes else threads
+    cores = threads * count if engine.on_workers else threads
     more = {"groups": engine.microbatches} if "dataflow" in spread else {}
     return _FORMULAS[spread.pop()](predictor, shape, engine.name, cores, count, load, **more)
 

@@ -7,7 +7,7 @@
 import dataclasses
 
 from tfspeed.costs.matrices import Attention, Matrix
-from tfspeed.costs.shapes import Shape, layer_matrix
+from tfspeed.costs.shapes import Shape, as_held, layer_matrix, layer_sizes
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.seq2seq import decoder_config
 from tfspeed.models.encoder_decoder import EncoderDecoder
@@ -81,14 +81,11 @@ def encoder_decoder(config: EncoderDecoderConfig, name: str = "") -> Shape:
 
 def _layer(c: EncoderDecoderConfig, side: int, i: int) -> tuple[Matrix, ...]:
     """Of the encoder (0) or the decoder (1), in the order of `_held`."""
-    own, at = c.side(side).layer(i), f"{('encoder', 'decoder')[side]}_{i}"
-    cross = c.cross(i) * c.head_dim
+    at, cross = f"{('encoder', 'decoder')[side]}_{i}", c.cross(i) * c.head_dim if side else 0
     between = () if not side else (Matrix(f"{at}/cross/query", c.hidden_dim, cross),
                                    Matrix(f"{at}/cross/out", cross, c.hidden_dim))
-    return (Matrix(f"{at}/attention/query_key_value", c.hidden_dim, own.qkv_dim),
-            Matrix(f"{at}/attention/out", own.num_heads * c.head_dim, c.hidden_dim), *between,
-            Matrix(f"{at}/mlp/up", c.hidden_dim, (2 if c.gated_mlp else 1) * own.mlp_dim),
-            Matrix(f"{at}/mlp/down", own.mlp_dim, c.hidden_dim))
+    *attention, up, down = (Matrix(*sizes) for sizes in layer_sizes(at, c.side(side).layer(i)))
+    return (*attention, *between, up, down)
 
 
 def of(model) -> Shape:
@@ -107,9 +104,9 @@ def of(model) -> Shape:
         listening = [made.convolutions[0], *made.convolutions]
     held = [listening, *map(_held, made.encoder), [b.cross.key_value for b in made.decoder]]
     encoder = dataclasses.replace(shape.source.encoder,
-                                  layers=_as_held(shape.source.encoder.layers, held))
+                                  layers=as_held(shape.source.encoder.layers, held))
     return dataclasses.replace(
-        shape, layers=_as_held(shape.layers, map(_held, made.decoder)),
+        shape, layers=as_held(shape.layers, map(_held, made.decoder)),
         head=layer_matrix(shape.head, made.head or made.embedding),
         source=dataclasses.replace(shape.source, encoder=encoder))
 
@@ -118,8 +115,3 @@ def _held(block) -> list:
     cross = [block.cross.query, block.cross.out] if block.crosses else []
     return [block.attention.query_key_value, block.attention.out, *cross, block.mlp.up,
             block.mlp.down]
-
-
-def _as_held(layers, held) -> tuple[tuple[Matrix, ...], ...]:
-    return tuple(tuple(map(layer_matrix, matrices, each))
-                 for matrices, each in zip(layers, held, strict=True))

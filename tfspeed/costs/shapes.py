@@ -135,13 +135,7 @@ def decoder(config: DecoderConfig, name: str = "", bits: int = 32, density: floa
 
     for i in range(c.num_layers):
         layer = c.layer(i)
-        heads = layer.num_heads * c.head_dim
-        width = (2 if c.gated_mlp else 1) * layer.mlp_dim
-        layers.append((
-            matrix(f"block_{i}/attention/query_key_value", c.hidden_dim, layer.qkv_dim),
-            matrix(f"block_{i}/attention/out", heads, c.hidden_dim),
-            matrix(f"block_{i}/mlp/up", c.hidden_dim, width),
-            matrix(f"block_{i}/mlp/down", layer.mlp_dim, c.hidden_dim)))
+        layers.append(tuple(matrix(*sizes) for sizes in layer_sizes(f"block_{i}", layer)))
         attention.append(Attention(layer.num_heads, layer.num_kv_heads, c.head_dim, c.window(i)))
     head = matrix("head", c.hidden_dim, c.vocabulary_size)
     tables = 0 if c.tied_embeddings else c.vocabulary_size
@@ -150,6 +144,19 @@ def decoder(config: DecoderConfig, name: str = "", bits: int = 32, density: floa
     return Shape(name or c.family, c.hidden_dim, c.vocabulary_size, c.context_length,
                  tuple(layers), head, tuple(attention), table_values=tables * c.hidden_dim,
                  small_values=c.parameter_count - products - tables * c.hidden_dim, config=c)
+
+
+def layer_sizes(at: str, layer: DecoderConfig) -> list[tuple[str, int, int]]:
+    """Name, inputs and outputs of a layer's matrices: those of self-attention, then of the MLP.
+
+    Args:
+        layer: the config of this layer alone.
+    """
+    c = layer
+    return [(f"{at}/attention/query_key_value", c.hidden_dim, c.qkv_dim),
+            (f"{at}/attention/out", c.num_heads * c.head_dim, c.hidden_dim),
+            (f"{at}/mlp/up", c.hidden_dim, (2 if c.gated_mlp else 1) * c.mlp_dim),
+            (f"{at}/mlp/down", c.mlp_dim, c.hidden_dim)]
 
 
 def recurrent(sizes: dict, name: str = "", bits: int = 32) -> Shape:
@@ -183,13 +190,16 @@ def of(model) -> Shape:
         raise TfspeedError("Costs are known of decoders and recurrent models.", model=model.name,
                            type=type(made).__name__)
     shape = decoder(made.config, model.name)
-    layers = tuple(
-        tuple(layer_matrix(matrix, layer) for matrix, layer in zip(matrices, (
-            block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down),
-            strict=True))
-        for matrices, block in zip(shape.layers, made.blocks, strict=True))
-    return dataclasses.replace(shape, layers=layers,
+    held = [(block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down)
+            for block in made.blocks]
+    return dataclasses.replace(shape, layers=as_held(shape.layers, held),
                                head=layer_matrix(shape.head, made.head or made.embedding))
+
+
+def as_held(layers, held) -> tuple[tuple[Matrix, ...], ...]:
+    """The matrices of layers as Keras's layers `held` have them, see `layer_matrix`."""
+    return tuple(tuple(map(layer_matrix, matrices, each))
+                 for matrices, each in zip(layers, held, strict=True))
 
 
 def layer_matrix(matrix: Matrix, layer) -> Matrix:

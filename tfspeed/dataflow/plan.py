@@ -127,7 +127,7 @@ def _with_encoder(plans: list[StagePlan], measured: list[dict], sizes: list[int]
     mapping = chain.stages(problem, exactly=True, ordered=True, busy=hearing)
     made = []
     for i, (p, own, heard) in enumerate(zip(plans, measured, hearing, strict=True)):
-        begin, end = mapping.index(i), problem.nodes - mapping[::-1].index(i)
+        begin, end = _span(mapping, i)
         sent = {"encode": sizes[min(end, len(sizes)) - 1], "hear": 0 if p.last else sizes[-1]}
         seconds = {"encode": float(own["encode"][begin:end].sum() + own["encode_call"][0]),
                    "hear": heard}
@@ -136,6 +136,11 @@ def _with_encoder(plans: list[StagePlan], measured: list[dict], sizes: list[int]
             sent=sent | p.sent,
             sending={kind: links.seconds(size) for kind, size in sent.items()} | p.sending))
     return made
+
+
+def _span(mapping: list[int], processor: int) -> tuple[int, int]:
+    """The nodes [begin, end) of a processor, which are neighbours."""
+    return mapping.index(processor), len(mapping) - mapping[::-1].index(processor)
 
 
 def _with_heads(measured: dict, share: float) -> dict:
@@ -160,7 +165,7 @@ def _mapped(measured, sizes, links, work: Work, share: float) -> tuple[float, li
     mapping = chain.two_phases(problems["prefill"], problems["step"], exactly=True, ordered=True)
     made = []
     for p, own in enumerate(measured):
-        begin, end = mapping.index(p), nodes - mapping[::-1].index(p)
+        begin, end = _span(mapping, p)
         tokens = {"prefill": work.piece, "step": work.rows}
         sent = {kind: sizes[kind][end - 1] if end < nodes else 4 * tokens[kind] for kind in sizes}
         if end == nodes:  # hidden states for the heads of the first stage, else tokens

@@ -105,22 +105,21 @@ def _hear(factory, stage, header, work: Work) -> None:
     """A piece of a source, of which the group has nothing but copies."""
     stage.keep(())
     stage(header | {"kind": "hear", "copies": work.rows // work.source_piece},
-          [_encoder_states(factory, work),
-           np.zeros((work.source_piece, 1, 1, work.source), np.float32)])
+          _between_encoders(factory, work))
 
 
 def _encoding(factory, numbers, first, last, work: Work) -> dict[str, float]:
     """Of a stage's layers of the encoder."""
     stage, header = factory([], first, last, encoder=numbers), {"kind": "encode", "kept": ()}
-    arrays = [factory.source(work)] if first else [
-        _encoder_states(factory, work),
-        np.zeros((work.source_piece, 1, 1, work.source), np.float32)]
+    arrays = [factory.source(work)] if first else _between_encoders(factory, work)
     return {"encode": _median(lambda: stage(header, arrays))}
 
 
-def _encoder_states(factory, work: Work) -> np.ndarray:
+def _between_encoders(factory, work: Work) -> list[np.ndarray]:
+    """Hidden states and what hides padding, as one stage gives them to the next."""
     shape = work.source_piece, work.source, factory.decoder.config.hidden_dim
-    return np.full(shape, 0.1, factory.hidden_type)
+    return [np.full(shape, 0.1, factory.hidden_type),
+            np.zeros((work.source_piece, 1, 1, work.source), np.float32)]
 
 
 def _median(call: Callable[[], None]) -> float:

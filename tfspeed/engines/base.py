@@ -128,6 +128,11 @@ class Engine:
         return self.model.placement.devices
 
     @property
+    def on_workers(self) -> bool:
+        """Whether they are processes, each with threads of its own."""
+        return any(name.startswith("worker ") for name in self.devices)
+
+    @property
     def row_shares(self) -> int:
         """How many parts the rows of a batch are split into."""
         return self.model.placement.row_shares if self.devices else 1

@@ -369,15 +369,11 @@ def _readers(candidate: Candidate, threads: int) -> tuple[int, int]:
     """Threads of this machine that read in a step, and machines that do; others are taken for
     like this one."""
     active = _active_replicas(candidate.engine, candidate.workload.batch)
-    cluster = from_environment() if _on_workers(candidate.engine) and active > 1 else None
+    cluster = from_environment() if candidate.engine.on_workers and active > 1 else None
     threads = _threads(candidate, threads)
     if cluster is None:
         return threads, 1
     return min(os.cpu_count(), threads * cluster.neighbours), cluster.machines
-
-
-def _on_workers(engine) -> bool:
-    return any(name.startswith("worker ") for name in engine.devices)
 
 
 def _row(candidate: Candidate, baseline: Candidate, threads: int) -> dict:
