@@ -26,6 +26,7 @@ Source: GPipe (arXiv:1811.06965), PipeDream (arXiv:1806.03377); https://doi.org/
 import dataclasses
 
 from strategies.base import Strategy, option
+from tfspeed.costs import seq2seq_shapes
 from tfspeed.dataflow import ring
 from tfspeed.dataflow.model import StagedEncoderDecoder, StagedModel, Stages
 from tfspeed.dataflow.pipeline import DEPTH, PipelineEngine
@@ -92,7 +93,9 @@ class Dataflow(Strategy):
             else:
                 team = ring.Threads(count, DEPTH * count)
             kind = ListeningPipeline if model.reads_source else PipelineEngine
-            return kind(inner, team, self.options.microbatches)
+            pipeline = kind(inner, team, self.options.microbatches)
+            pipeline.whole = seq2seq_shapes.known(inner.model)
+            return pipeline
 
         if count == 1:
             return model

@@ -8,9 +8,13 @@ def made_up(**changes) -> Calibration:
     """Of one and two threads; two read and compute twice as fast."""
     threads = {}
     for count in (1, 2):
-        dots = [[rows, size, head, (rows + 10) * 1e-11 / count * (1.5 if size > 1e8 else 1)]
-                for rows in (1, 4, 16, 320) for size in (40e6, 300e6)
-                for head in (0, 1) if rows <= 16 or (size < 1e8 and not head)]
+        dots = [[rows, size, head, "float32",
+                 (rows + 10) * 1e-11 / count * (1.5 if size > 1e8 else 1)]
+                for rows in (1, 4, 16, 320) for size in (10e6, 40e6, 300e6)
+                for head in (0, 1) if rows <= 16 or (size == 40e6 and not head)]
+        dots += [[rows, 5e6, head, dtype, (rows + 10) * times * 1e-11 / count]
+                 for dtype, times in (("float16", 3), ("bfloat16", 0.5)) for rows in (1, 4)
+                 for head in (0, 1) if count == 2]
         compiled = {"constants": dict(compiled_time.START), "dots": dots,
                     "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count}}
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, tiny_decoder, tiny_recurrent
+from tests.conftest import tiny_decoder, tiny_recurrent
 from tests.costs.calibrations import made_up
 from tests.models import seq2seq
 from tfspeed import engines
@@ -28,6 +28,7 @@ from tfspeed.costs import (
 )
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.communication import Link
+from tfspeed.costs.dots import Table
 from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
@@ -118,7 +119,7 @@ def test_one_token_has_no_step(predictor):
 @pytest.mark.parametrize(("engine", "shape", "rule"), [
     ("keras", SHAPE, "predicted under fused"),
     ("fused", shapes.of(tiny_recurrent("lstm")), "runs decoders alone"),
-    ("xla", shapes.decoder(TINY, bits=16), "32, 8 and 4 bits")])
+    ("xla", dataclasses.replace(SHAPE, compute="float64"), "float16.*type='float64'")])
 def test_what_is_not_known_is_refused(predictor, engine, shape, rule):
     with pytest.raises(TfspeedError, match=rule):
         latency(predictor, engine, shape=shape)
@@ -312,6 +313,11 @@ def test_rows_of_replicas_and_workers_are_predicted(monkeypatch, predictor):
     single_rows = said("dataflow", 4)[0]["predicted"]["tpot_s"]
     assert single_rows == workers.dataflow(predictor, shape, "graph", 4, 2, Load(4, 8, 4),
                                            groups=4)["tpot_s"]
+    engine.whole = dataclasses.replace(shape, layers=shape.layers * 2, name="before",
+                                       attention=shape.attention * 2)
+    changed = said("low_rank+dataflow(microbatches=4)", 4)[0]["predicted"]["tpot_s"]
+    assert changed == workers.dataflow(predictor, engine.whole, "graph", 4, 2, Load(4, 8, 4),
+                                       groups=4)["tpot_s"] > single_rows
     assert "one strategy that spreads" in said("multi_worker+mirrored", 4)[1]
     monkeypatch.setenv("TF_CONFIG", addresses.from_hosts("10.0.0.1:1,10.0.0.2:1", 0).tf_config())
     assert "predicted of one machine" in said("multi_worker", 4)[1]
@@ -380,10 +386,59 @@ def test_drafts_cost_what_they_take_and_save_passes(monkeypatch, predictor, draf
     assert tpot() == plain
     # 9 tokens in 6 passes; 3 drafts of 2 tokens
     drafted = tpot(tokens_per_pass=1.5, draft_share=0.5, drafted_tokens=6)
-    three = predictor.latency(shape, "fused", 2, Load(3, 8, 4))["tpot_s"]
+    three = predictor.reading(shape, "fused", 2, Load(1, 8, 4), 3)
     verified = (plain + three) / 2 / 1.5
     assert drafted == pytest.approx(verified) if draft == "lookup" else drafted > verified
     assert tpot(tokens_per_pass=1.5, draft_share=0.5, drafted_tokens=7) > drafted
+
+
+@pytest.mark.parametrize("engine", ["fused", "litert:int8", "graph", "xla"])
+def test_a_pass_over_drafts_reads_one_cache(predictor, engine):
+    def excess(prompt):
+        """What eight texts cost more than eight tokens of one."""
+        load = Load(1, prompt, 16)
+        one = predictor.reading(SHAPE, engine, 2, load, 8)
+        assert predictor.reading(SHAPE, engine, 2, load, 1) == pytest.approx(
+            latency(predictor, engine, prompt_tokens=prompt, new_tokens=16)["tpot_s"], rel=0.02)
+        return latency(predictor, engine, batch=8, prompt_tokens=prompt,
+                       new_tokens=16)["tpot_s"] - one
+
+    assert 0 <= excess(50) < excess(3000) / 4
+
+
+@pytest.mark.parametrize("engine", ["graph", "xla"])
+def test_sixteen_bits_take_what_their_products_took(predictor, engine):
+    def tpot(dtype, threads=2):
+        shape = dataclasses.replace(shapes.decoder(cases.MODELS["llama-60m"], bits=16),
+                                    compute=dtype)
+        return latency(predictor, engine, threads, shape=shape)["tpot_s"]
+
+    floats = latency(predictor, engine)["tpot_s"]
+    for threads in (1, 2):  # timed with two alone
+        assert tpot("bfloat16", threads) < latency(predictor, engine, threads)["tpot_s"]
+    # As `made_up` has it, products are all but the operators between them.
+    assert floats < tpot("float16") < 3 * floats
+    made = made_up()
+    for found in made.threads.values():
+        for kind in ("graph", "xla"):
+            found[kind] = found[kind] | {"dots": [row for row in found[kind]["dots"]
+                                                  if row[3] == "float32"]}
+    with pytest.raises(TfspeedError, match="nothing of products in 16 bits"):
+        latency(Predictor(made), engine, shape=dataclasses.replace(SHAPE, compute="float16"))
+
+
+def test_what_lies_nearer_is_multiplied_faster():
+    made = made_up().threads[2]["graph"]
+    dots = [[*row[:4], row[4] / (2 if row[1] == 10e6 else 1)] for row in made["dots"]]
+    table = Table(dots, made["unpacking"])
+    speeds = [table.a_weight(4, read) for read in (1e6, 10e6, 20e6, 40e6, 100e6, 300e6, 1e9)]
+    assert speeds == sorted(speeds)
+    assert speeds[0] == speeds[1] == pytest.approx(speeds[3] / 2)
+    assert speeds[-1] == speeds[-2] == pytest.approx(1.5 * speeds[3])
+    disturbed = [[*row[:4], row[4] * (9 if row[1] == 40e6 and row[0] < 320 else 1)]
+                 for row in dots]
+    assert Table(disturbed, made["unpacking"]).a_weight(1, 40e6) == table.a_weight(1, 300e6)
+    assert table.a_weight(320, 10e6) == pytest.approx(table.a_weight(320, 1e9))  # it multiplies
 
 
 def test_a_row_of_a_model_that_reads_a_source(monkeypatch, predictor):

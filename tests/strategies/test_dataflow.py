@@ -7,6 +7,7 @@ import strategies
 from strategies.dataflow import Options
 from tests.conftest import MODELS, tiny_decoder
 from tests.strategies.test_contract import PROMPTS
+from tfspeed.costs import shapes
 from tfspeed.dataflow import timing
 from tfspeed.engines import create
 from tfspeed.engines.sampling import Sampling
@@ -156,10 +157,10 @@ def test_the_first_stage_runs_the_head_for_some_groups(engine, monkeypatch):
 
 
 def test_after_quantize():
-    whole = strategies.create("quantize")
-    np.testing.assert_array_equal(
-        tokens(piped(tiny_decoder(), before="quantize+", stages=2)),
-        tokens(create("graph", whole.apply(tiny_decoder()))))
+    whole = strategies.create("quantize").apply(tiny_decoder())
+    engine = piped(tiny_decoder(), before="quantize+", stages=2)
+    np.testing.assert_array_equal(tokens(engine), tokens(create("graph", whole)))
+    assert engine.whole == shapes.of(whole)  # also now that the layers are shared out
 
 
 def test_a_stage_that_fails_is_the_callers_error(three):

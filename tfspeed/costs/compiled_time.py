@@ -17,9 +17,10 @@ from tfspeed.costs.computation import (
     encoding,
     padded_lengths,
     padded_prefill,
+    padded_read,
     padded_step,
 )
-from tfspeed.costs.dots import Table
+from tfspeed.costs.dots import ITEM_BYTES, Table
 from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
@@ -61,28 +62,35 @@ class CompiledTime:
         _, capacity = padded_lengths(prompt, new_tokens)
         return self._seconds("step", padded_step(shape, batch, capacity), batch, capacity)
 
+    def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
+        """Seconds of a pass over several tokens of one text."""
+        _, capacity = padded_lengths(prompt, new_tokens)
+        return self._seconds("step", padded_read(shape, count, capacity), 1, capacity)
+
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
-        c, shape, rows = self.constants, work.shape, work.rows
+        c, shape, rows, dtype = self.constants, work.shape, work.rows, work.shape.compute
         read = work.weight_bytes
-        products = self.product(shape.head, batch, read, True) if work.logits else 0.0
+        products = self.product(shape.head, work.logits, read, dtype, True) if work.logits else 0.0
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * work.logits * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self.product(m, rows, read) for m in matrices)
+            products += count * sum(self.product(m, rows, read, dtype) for m in matrices)
             pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
-            cache = 8 * work.logits * capacity * a.kv_heads * a.dim
+            cache = (2 * ITEM_BYTES[dtype] * batch * capacity * a.kv_heads * a.dim
+                     if work.logits else 0)
             between += count * (
                 a.layers * c[f"layer_{kind}"]
                 + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
         return c[f"products_{kind}"] * products + between
 
-    def product(self, matrix: Matrix, rows: int, read: float, transposed: bool = False) -> float:
+    def product(self, matrix: Matrix, rows: int, read: float, dtype: str = "float32",
+                transposed: bool = False) -> float:
         seconds = 0.0
         for inputs, outputs in matrix.parts:
             weights = inputs * outputs
             # One that was just unpacked lies in the cache.
-            source = read if matrix.bits == 32 else 4 * weights
-            seconds += (self.table.seconds(rows, weights, source, transposed)
-                        + self.table.unpacking[matrix.bits] * weights)
+            source = 4 * weights if matrix.bits in self.table.unpacking else read
+            seconds += (self.table.seconds(rows, weights, source, dtype, transposed)
+                        + self.table.unpacking.get(matrix.bits, 0.0) * weights)
         return seconds

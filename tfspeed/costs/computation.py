@@ -78,6 +78,11 @@ def padded_step(shape: Shape, batch: int, capacity: int) -> Pass:
     return padded_prefill(shape, batch, 1, capacity)
 
 
+def padded_read(shape: Shape, count: int, capacity: int) -> Pass:
+    """Tokens of one text that follow one another, with logits of each: what verifies drafts."""
+    return dataclasses.replace(padded_prefill(shape, 1, count, capacity), logits=count)
+
+
 def encoding(encoder: Shape, batch: int, length: int) -> Pass:
     """Of sources of so many positions, each of which sees all."""
     rows = batch * length

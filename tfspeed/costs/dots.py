@@ -2,11 +2,17 @@
 
 No formula has their kernels: another one for each number of rows, some of which copy the weights
 into blocks first, which costs more where they come from memory. So a table: seconds a weight of
-products of 1 to 320 rows with matrices that a last-level cache holds together (`near`) and with
-some that it does not (`far`), and with a table that is used as it lies, transposed (the output
-layer). What lies between two entries lies between them on logarithmic scales.
+products of 1 to 320 rows with a matrix that the cache of some cores holds (`here`), with those that
+a last-level cache holds together (`near`) and with some that it does not (`far`), and with a table
+that is used as it lies, transposed (the output layer). What lies between two entries lies between
+them on logarithmic scales.
+
+Of 16 bits the kernels are others again: XLA turns a matrix into floats first, but for a single row
+or in another place, TensorFlow has some that multiply them as they are. So they have how many times
+as long as in float32 they take, of a few numbers of rows.
 """
 
+import concurrent.futures
 import functools
 import math
 import time
@@ -14,27 +20,57 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tfspeed.errors import TfspeedError
+
 ROWS = (1, 2, 4, 8, 16, 32, 96, 320)
 _FEW_ROWS = (1, 4, 16, 96)
 _HEAD_ROWS = (1, 4, 16)
 _INPUTS, _OUTPUTS = 1024, 2560
 PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
-NEAR, FAR = 4, 28  # matrices that are used in turn: 42 and 294 MB
+HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
+_HERE_ROWS = 1, 4, 16
+_HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # types that products are timed in
 _FAR_ROWS = 40  # of more, where weights come from is nothing beside multiplying
 _SECONDS, _LEAST, _MOST = 0.05, 3, 9  # repetitions
 _MATRIX_BYTES = 4 * _INPUTS * _OUTPUTS
 
 
-def measure(engine: str, short: bool) -> list[list[float]]:
-    """`[rows, bytes that are read in turn, transposed (0, 1), seconds a weight]` of each, with the
-    threads that TensorFlow has; `short`: of fewer numbers of rows."""
+def measure(engine: str, short: bool) -> list[list]:
+    """`[rows, bytes that are read in turn, transposed (0, 1), type, seconds a weight]` of each,
+    with the threads that TensorFlow has; `short`: of fewer numbers of rows, in float32 alone."""
     found = []
     for transposed, every in ((False, _FEW_ROWS if short else ROWS), (True, _HEAD_ROWS)):
         for rows in every:
-            for count in (NEAR, FAR) if rows <= _FAR_ROWS else (NEAR,):
-                found.append([rows, count * _MATRIX_BYTES, int(transposed),
+            for count in _counts(rows):
+                found.append([rows, count * _MATRIX_BYTES, int(transposed), "float32",
                               _seconds(engine, rows, count, transposed)])
-    return found
+    return found if short else [*found, *_halves(engine)]
+
+
+def _counts(rows: int) -> list[int]:
+    """Matrices that products of so many rows are timed with, in turn."""
+    return [*([HERE] if rows in _HERE_ROWS else []), NEAR, *([FAR] if rows <= _FAR_ROWS else [])]
+
+
+def _halves(engine: str) -> list[list]:
+    """As `measure`, of products in 16 bits, each with one matrix."""
+    import tensorflow as tf
+
+    asked = [(rows, transposed, dtype) for dtype, size in ITEM_BYTES.items() if size == 2
+             for transposed, every in _HALF_ROWS.items() for rows in every]
+    weight = _weights(False)[0]
+
+    def product(rows, transposed, dtype):
+        used = tf.cast(tf.reshape(weight, (_OUTPUTS, _INPUTS)) if transposed else weight, dtype)
+        return functools.partial(_function(engine, transposed), tf.ones((rows, _INPUTS), dtype),
+                                 used)
+
+    products = [product(*each) for each in asked]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # they are compiled side by side
+        list(pool.map(lambda product: product().numpy(), products))
+    return [[rows, _MATRIX_BYTES // 2, int(transposed), dtype, _a_weight_of(engine, [made])]
+            for (rows, transposed, dtype), made in zip(asked, products, strict=True)]
 
 
 def measure_unpacking(engine: str) -> dict[str, float]:
@@ -127,37 +163,84 @@ class Table:
 
     Args:
         dots, unpacking: see `measure` and `measure_unpacking`.
+        longer: the table of another number of threads, where 16 bits were timed as well.
     """
 
-    def __init__(self, dots: list[list[float]], unpacking: dict[str, float]):
+    def __init__(self, dots: list[list], unpacking: dict[str, float],
+                 longer: "Table | None" = None):
         self._columns: dict = {}
-        for rows, size, transposed, seconds in dots:
-            column = self._columns.setdefault(bool(transposed), {}).setdefault(size, ([], []))
+        for rows, size, transposed, dtype, seconds in _undisturbed(dots):
+            columns = self._columns.setdefault((dtype, bool(transposed)), {})
+            column = columns.setdefault(size, ([], []))
             column[0].append(math.log(rows))
             column[1].append(math.log(seconds))
-        # What a product takes longer; XLA, which unpacks as it multiplies, may take less.
-        plain = self.a_weight(1, min(self._columns[False]), False)
-        self.unpacking = {32: 0.0} | {int(bits): seconds - plain
-                                      for bits, seconds in unpacking.items()}
+        self._halves = self._ratios() or (longer._halves if longer else {})
+        # What a product takes longer; XLA, which unpacks as it multiplies, may take less. A matrix
+        # that was just unpacked lies in the cache.
+        plain = self.a_weight(1, _MATRIX_BYTES)
+        self.unpacking = {int(bits): seconds - plain for bits, seconds in unpacking.items()}
 
-    def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
+    def _ratios(self) -> dict:
+        """Of each type of 16 bits, transposed or not: logarithms of rows, and of how many times as
+        long as in float32 they take where both come from the cache."""
+        found = {}
+        for (dtype, transposed), columns in self._columns.items():
+            if dtype == "float32":
+                continue
+            ((at, seconds),) = columns.values()
+            floats = [math.log(self.a_weight(round(math.exp(x)), _MATRIX_BYTES, transposed))
+                      for x in at]
+            found[dtype, transposed] = at, np.subtract(seconds, floats)
+        return found
+
+    def seconds(self, rows: int, weights: int, read: float, dtype: str = "float32",
+                transposed: bool = False) -> float:
         """Args:
             read: bytes of all weights that are read in turn.
         """
-        return weights * _a_weight(self, rows, read, transposed and rows <= _HEAD_ROWS[-1])
+        return weights * _a_weight(self, rows, read, dtype, transposed and rows <= _HEAD_ROWS[-1])
 
-    def a_weight(self, rows: int, read: float, transposed: bool) -> float:
-        (near, close), (far, away) = sorted(self._columns[transposed].items())
-        at = math.log(rows)
-        fast = float(np.interp(at, *close)) + max(0.0, at - close[0][-1])
-        # Beyond the rows that were measured from afar, the difference fades away.
-        slow = float(np.interp(at, *away))
-        gap = max(0.0, slow - float(np.interp(min(at, away[0][-1]), *close)))
-        fading = max(0.0, 1 - max(0.0, at - away[0][-1]) / math.log(8))
-        share = min(1.0, max(0.0, math.log(read / near) / math.log(far / near)))
-        return math.exp(fast + share * gap * fading)
+    def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
+        """In float32."""
+        columns = self._columns["float32", transposed]
+        near = sorted(columns)[-2]
+        fast, slope = columns[near], max(0.0, (at := math.log(rows)) - columns[near][0][-1])
+        found = float(np.interp(at, *fast)) + slope
+        for size in columns.keys() - {near}:
+            last = columns[size][0][-1]
+            # From farther away it takes no less, from nearer by no more. Beyond the rows that were
+            # measured there, the difference fades away.
+            gap = (max if size > near else min)(0.0, float(
+                np.interp(at, *columns[size]) - np.interp(min(at, last), *fast)))
+            fading = max(0.0, 1 - max(0.0, at - last) / math.log(8))
+            share = math.log(max(1.0, read) / near) / math.log(size / near)
+            found += min(1.0, max(0.0, share)) * gap * fading
+        return math.exp(found)
+
+    def half(self, rows: int, read: float, dtype: str, transposed: bool) -> float:
+        """In 16 bits: half as many bytes are waited for."""
+        if not self._halves:
+            raise TfspeedError("This calibration knows nothing of products in 16 bits.",
+                               type=dtype, hint="python scripts/calibrate.py makes a new one.")
+        cached = self.a_weight(rows, _MATRIX_BYTES, transposed)
+        waited = self.a_weight(rows, read, transposed) - cached
+        ratio = math.exp(np.interp(math.log(rows), *self._halves[dtype, transposed]))
+        return cached * ratio + waited / 2
+
+
+def _undisturbed(dots: list[list]) -> list[list]:
+    """Those from nearer take no longer than those from farther away: if they did, they were
+    disturbed, which makes times longer, never shorter."""
+    found, least = [], {}
+    for rows, size, transposed, dtype, seconds in sorted(dots, key=lambda row: (row[0], -row[1])):
+        kind = rows, transposed, dtype
+        least[kind] = min(seconds, least.get(kind, seconds))
+        found.append([rows, size, transposed, dtype, least[kind]])
+    return found
 
 
 @functools.lru_cache(maxsize=4096)
-def _a_weight(table: Table, rows: int, read: float, transposed: bool) -> float:
-    return table.a_weight(rows, read, transposed)
+def _a_weight(table: Table, rows: int, read: float, dtype: str, transposed: bool) -> float:
+    if dtype == "float32":
+        return table.a_weight(rows, read, transposed)
+    return table.half(rows, read, dtype, transposed)

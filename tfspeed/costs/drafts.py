@@ -1,9 +1,8 @@
 """What drafts bring, on paper, once it is known how many of them were right: that depends on the
 text, so it is counted, while times are predicted.
 
-A pass over several tokens of one text takes what a step of as many texts takes: the same rows go
-through all layers and through the head, and weights are read once. It reads one cache where those
-have one each, so long contexts are predicted a little slower than they are.
+A pass over several tokens of one text is a step with as many rows: all go through all layers and
+through the head, weights are read once, and so is the one cache that all of them look at.
 """
 
 import dataclasses
@@ -44,8 +43,8 @@ def speculative(predictor: Predictor, shape: Shape, engine: str, threads: int, l
     """Latencies of one text. To verify and to draft is not shared with anything: they add up."""
     def step(shape: Shape, engine: str, width: float = 1) -> float:
         """Seconds of a pass; between two widths, between their times."""
-        low, high = (predictor.latency(shape, engine, threads, dataclasses.replace(
-            load, batch=batch))["tpot_s"] for batch in (math.floor(width), math.ceil(width)))
+        low, high = (predictor.reading(shape, engine, threads, load, count)
+                     for count in (math.floor(width), math.ceil(width)))
         return low + (high - low) * (width % 1)
 
     times = predictor.latency(shape, engine, threads, load)

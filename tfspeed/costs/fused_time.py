@@ -48,12 +48,13 @@ START = {  # seconds; where a fit begins
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call: pieces of `texts` texts, `count` tokens of each, the first at `slot`."""
+    """One call: pieces of `texts` texts, `count` tokens of each, the first at `slot`; `logits` are
+    made of so many of each."""
 
     texts: int
     count: int
     slot: float
-    logits: bool = True
+    logits: int = 1
 
     @property
     def rows(self) -> int:
@@ -63,7 +64,7 @@ class Call:
 def prefill_calls(batch: int, prompt: int) -> list[Call]:
     """Those that read a prompt: 512 tokens of all rows together at most."""
     length = max(1, ROWS // batch)
-    return [Call(batch, min(length, prompt - at), at, at + length >= prompt)
+    return [Call(batch, min(length, prompt - at), at, int(at + length >= prompt))
             for at in range(0, prompt, length)]
 
 
@@ -121,6 +122,10 @@ class FusedTime:
         """Seconds of a token that is the last of `context` tokens."""
         return self.call(shape, Call(batch, 1, context - 1))
 
+    def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
+        """Seconds of a pass over several tokens of one text, with logits of each."""
+        return self.call(shape, Call(1, count, prompt + new_tokens / 2 - 1, count))
+
     def call(self, shape: Shape, call: Call) -> float:
         c, t = self.constants, self.threads
         # A call reads all weights, however many rows it has.
@@ -132,10 +137,10 @@ class FusedTime:
             values = self._values(matrices, attention, call.rows)
             seconds += count * (c["layer"] + products + values
                                 + self._attention(attention, call, speed))
-        if call.logits:
-            seconds += (self._product(shape.head, call.texts, speed)
-                        + c["choose"] * call.texts * shape.vocabulary)
-            seconds += c["value"] * 2 * shape.hidden * (call.texts / t if call.texts > 1 else 1)
+        if logits := call.texts * call.logits:
+            seconds += (self._product(shape.head, logits, speed)
+                        + c["choose"] * logits * shape.vocabulary)
+            seconds += c["value"] * 2 * shape.hidden * (logits / t if logits > 1 else 1)
         return seconds
 
     def _product(self, matrix: Matrix, rows: int, speed: float) -> float:

@@ -83,10 +83,19 @@ class LitertTime:
             count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, speed)
             for (matrices, a), count in encoder.kinds.items())
 
-    def call(self, shape: Shape, batch: int, length: int, capacity: int) -> float:
-        """Of a signature; the one of a single token gives logits."""
+    def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
+        """Seconds of a pass over several tokens of one text, with logits of each."""
+        sizes = capacities(shape.config, prompt + new_tokens)
+        size = next(s for s in sizes if s > prompt + new_tokens / 2)
+        return self.call(shape, 1, count, size, chooses=True)
+
+    def call(self, shape: Shape, batch: int, length: int, capacity: int,
+             chooses: bool = False) -> float:
+        """Of a signature; that of a single token gives logits, and one that `chooses` them of
+        each."""
         c, rows = self.constants, batch * length
-        kind = "step" if length == 1 else "prefill"
+        chooses = chooses or length == 1
+        kind = "step" if chooses else "prefill"
         looked = shape.source.length if shape.source else 0
         cache = 8 * batch * sum(capacity * a.kv_heads * a.dim + looked * a.source_heads * a.dim
                                 for a in shape.attention)
@@ -94,14 +103,14 @@ class LitertTime:
         speed = reached(c, self.bandwidth, read)
         seconds = c["call"]
         # Of the last layer a prefill keeps keys and values; XNNPACK leaves out what nobody reads.
-        layers = shape if length == 1 else shape.but_last
+        layers = shape if chooses else shape.but_last
         for (matrices, a), count in layers.kinds.items():
             seconds += count * self._layer(kind, matrices, a, batch, rows, capacity, looked, speed)
-        if length > 1:
-            seconds += self.product(shape.layers[-1][0], rows, speed)
+        if chooses:
+            seconds += (self.product(shape.head, rows, speed)
+                        + c["choose"] * rows * shape.vocabulary)
         else:
-            seconds += (self.product(shape.head, batch, speed)
-                        + c["choose"] * batch * shape.vocabulary)
+            seconds += self.product(shape.layers[-1][0], rows, speed)
         return seconds
 
     def _layer(self, kind: str, matrices, a: Attention, batch: int, rows: int, capacity: int,

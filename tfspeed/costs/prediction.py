@@ -13,7 +13,7 @@ from tfspeed.costs import computation, recurrent_time
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
-from tfspeed.costs.dots import Table
+from tfspeed.costs.dots import ITEM_BYTES, Table
 from tfspeed.costs.fused_time import FusedTime
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
@@ -81,7 +81,8 @@ class Predictor:
 
     def __init__(self, calibration: Calibration):
         self.link = Link(**calibration.link)
-        self._made = {threads: _Machine(constants)
+        most = calibration.threads[max(calibration.threads)]
+        self._made = {threads: _Machine(constants, most)
                       for threads, constants in sorted(calibration.threads.items())}
         self.least_threads = min(self._made)  # that anything is known of
 
@@ -94,22 +95,36 @@ class Predictor:
         Raises:
             TfspeedError: there are no constants for it.
         """
+        self._check(shape, engine)
+        found = self._told(threads, lambda machine, t: machine.seconds(shape, engine, t, load))
+        if load.new_tokens == 1:
+            found.pop("tpot_s")
+        return load.whole(found)
+
+    def reading(self, shape: Shape, engine: str, threads: int, load: Load, count: int) -> float:
+        """Seconds of a step that reads so many tokens of one text, with logits of each: what
+        verifies drafts. See `latency`."""
+        self._check(shape, engine)
+        return self._told(threads, lambda machine, t: {
+            "step": machine.reading(shape, engine, t, load, count)})["step"]
+
+    @staticmethod
+    def _check(shape: Shape, engine: str) -> None:
         kind = engine.partition(":")[0]
         if kind not in ENGINES:
             raise TfspeedError(f"Times are predicted under {', '.join(ENGINES)}.", engine=engine,
                                model=shape.name)
         if kind == "fused" and (shape.source or not shape.attention):
             raise TfspeedError("The engine fused runs decoders alone.", model=shape.name)
-        if kind not in PACKED and 16 in {m.bits for m in shape.matrices}:
-            raise TfspeedError("Under graph and xla times are predicted of weights of 32, 8 and 4 "
-                               "bits.", engine=engine, model=shape.name)
-        known = [(t, machine.seconds(shape, engine, t, load)) for t, machine in
-                 self._made.items()]
-        found = {name: self._between(threads, [(t, times[name]) for t, times in known])
-                 for name in known[0][1]}
-        if load.new_tokens == 1:
-            found.pop("tpot_s")
-        return load.whole(found)
+        if kind not in PACKED and shape.compute not in ITEM_BYTES:
+            raise TfspeedError(f"Under graph and xla times are predicted of {list(ITEM_BYTES)}.",
+                               type=shape.compute, engine=engine, model=shape.name)
+
+    def _told(self, threads: int, ask) -> dict[str, float]:
+        """What `ask(machine, threads)` says, between the numbers of threads that are known."""
+        known = [(t, ask(machine, t)) for t, machine in self._made.items()]
+        return {name: self._between(threads, [(t, times[name]) for t, times in known])
+                for name in known[0][1]}
 
     def sharing(self, cores: int, workers: int, shape: Shape, engine: str, load: Load) -> float:
         """How many times as long a step's reads take where `workers` processes read at once, each
@@ -139,24 +154,41 @@ class Predictor:
 
 
 class _Machine:
-    """The models of one number of threads."""
+    """The models of one number of threads.
 
-    def __init__(self, constants: dict):
+    Args:
+        most: constants of the most threads, with which more was timed.
+    """
+
+    def __init__(self, constants: dict, most: dict):
         self.constants, self.bandwidth = constants, Bandwidth(constants["bandwidth"])
-        self.tables = {kind: Table(found["dots"], found["unpacking"])
+        self.tables = {kind: _table(found, most.get(kind))
                        for kind, found in constants.items() if kind in ("graph", "xla")}
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
+        made, shape = self._of(shape, engine, threads)
+        if shape.attention:
+            found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)
+        else:
+            found = recurrent_time.latency(made, shape, load.batch, load.prompt_tokens,
+                                           engine.partition(":")[0])
+        return dict(zip(("ttft_s", "tpot_s"), found, strict=True))
+
+    def reading(self, shape: Shape, engine: str, threads: int, load: Load, count: int) -> float:
+        made, shape = self._of(shape, engine, threads)
+        return made.read(shape, count, load.prompt_tokens, load.new_tokens)
+
+    def _of(self, shape: Shape, engine: str, threads: int):
+        """What tells an engine's times, and the shape as that engine keeps it."""
         kind = engine.partition(":")[0]
         if kind not in self.constants:
             raise TfspeedError("This calibration knows nothing of the engine.", engine=kind)
         if kind in PACKED:
-            shape = shape.stored(Formats.of_engine(engine))
-            made = packed(engine, self.constants[kind], self.bandwidth, threads)
-        else:
-            made = CompiledTime(self.constants[kind]["constants"], self.tables[kind])
-        if shape.attention:
-            found = made.latency(shape, load.batch, load.prompt_tokens, load.new_tokens)
-        else:
-            found = recurrent_time.latency(made, shape, load.batch, load.prompt_tokens)
-        return dict(zip(("ttft_s", "tpot_s"), found, strict=True))
+            return (packed(engine, self.constants[kind], self.bandwidth, threads),
+                    shape.stored(Formats.of_engine(engine)))
+        return CompiledTime(self.constants[kind]["constants"], self.tables[kind]), shape
+
+
+def _table(found: dict, most: dict | None) -> Table:
+    longer = Table(most["dots"], most["unpacking"]) if most else None
+    return Table(found["dots"], found["unpacking"], longer)

@@ -1,11 +1,10 @@
 """How long a prompt and a step take in a recurrent model: a prompt is as many steps, one after the
 other, without the output layer.
 
-Nothing is fitted to it. Products take what a decoder's do with as many rows; beside them a layer's
-step costs what a decoder's layer costs there. Each layer reads a whole prompt before the next one
-does (`graph`, `xla`), so its weights come from the cache; under `litert` all layers read a token.
-Small layers lie in a nearer cache than products are timed from: their prompts are predicted to take
-up to three times as long as they do (BUILD.md).
+Nothing is fitted to it. Products take what a decoder's do with as many rows. A layer is one loop of
+TensorFlow's (`graph`, `xla`), whose turns cost what its few operators do, and not what a decoder's
+layer costs. It reads a whole prompt before the next layer does, so its weights come from the cache;
+under `litert` all layers read a token, and the output layer is no part of what a prompt reads.
 """
 
 from tfspeed.costs.compiled_time import CompiledTime
@@ -14,37 +13,49 @@ from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
 from tfspeed.engines.base import bucket
 
+# Of a turn of a loop around an LSTM's cell of 16 values, see BUILD.md: TensorFlow calls some twenty
+# operators, XLA fuses them.
+_TURN_S = {"graph": 1.5e-5, "xla": 3e-6}
 
-def latency(made: CompiledTime | LitertTime, shape: Shape, batch: int,
-            prompt: int) -> tuple[float, float]:
+
+def latency(made: CompiledTime | LitertTime, shape: Shape, batch: int, prompt: int,
+            engine: str) -> tuple[float, float]:
     """Seconds to the first token, and of each of those after it."""
     if isinstance(made, LitertTime):
-        token, head = _litert(made, shape, batch)
-        return prompt * token + head, token + head
-    step = _compiled(made, shape, batch, 1, "step")
-    return _compiled(made, shape, batch, bucket(prompt), "prefill"), step
+        prompt_bytes = shape.step_weight_bytes - shape.head.nbytes
+        reading = prompt * _layers(made, shape, batch, prompt_bytes)
+        # The last token's output layer finds its weights in memory: the layers were read since.
+        head = _head(made, shape, batch)
+        return reading + head, _layers(made, shape, batch, shape.step_weight_bytes) + head
+    return (_compiled(made, shape, batch, bucket(prompt), _TURN_S[engine]),
+            _compiled(made, shape, batch, 1, _TURN_S[engine]))
 
 
-def _compiled(made: CompiledTime, shape: Shape, batch: int, length: int, kind: str) -> float:
-    c, products, between = made.constants, 0.0, 0.0
+def _compiled(made: CompiledTime, shape: Shape, batch: int, length: int, turn: float) -> float:
+    c, dtype, products, between = made.constants, shape.compute, 0.0, 0.0
     for matrices in shape.layers:
         read = sum(m.nbytes for m in matrices) if length > 1 else shape.step_weight_bytes
-        products += length * sum(made.product(m, batch, read) for m in matrices)
+        products += length * sum(made.product(m, batch, read, dtype) for m in matrices)
         width = sum(m.inputs + m.outputs for m in matrices)
-        between += length * (c["layer_step"] + batch * width * c["value_step"])
-    products += made.product(shape.head, batch, shape.step_weight_bytes, True)
-    return (c[f"call_{kind}"] + c["value_step"] * batch * shape.vocabulary
-            + c[f"products_{kind}"] * products + between)
+        between += length * (turn + batch * width * c["value_step"])
+    products += made.product(shape.head, batch, shape.step_weight_bytes, dtype, True)
+    return (c["call_step"] + c["value_step"] * batch * shape.vocabulary
+            + c["products_step"] * products + between)
 
 
-def _litert(made: LitertTime, shape: Shape, batch: int) -> tuple[float, float]:
-    """Seconds of a token without the output layer, and of that."""
+def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:
+    """Seconds of a token without the output layer, where `read` bytes are read in turn."""
     c = made.constants
-    speed = reached(c, made.bandwidth, shape.step_weight_bytes)
+    speed = reached(c, made.bandwidth, read)
     token = c["call"]
     for matrices in shape.layers:
         width = sum(m.inputs + m.outputs for m in matrices)
         token += (c["layer_step"] + batch * width * c["value_step"] / made.threads
                   + sum(made.product(m, batch, speed) for m in matrices))
-    return token, (made.product(shape.head, batch, speed)
-                   + c["choose"] * batch * shape.vocabulary)
+    return token
+
+
+def _head(made: LitertTime, shape: Shape, batch: int) -> float:
+    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes)
+    return (made.product(shape.head, batch, speed)
+            + made.constants["choose"] * batch * shape.vocabulary)

@@ -39,8 +39,8 @@ def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
     spread = {part.partition("(")[0] for part in row["strategy"].split("+")} & set(_FORMULAS)
     _check(engine, spread)
     load = Load(row["batch"], row["prompt_tokens"], row["new_tokens"])
-    model = _known(row["strategy"], original) if "dataflow" in spread else engine.model
-    shape = (seq2seq_shapes if model.reads_source else shapes).of(model)
+    # A pipeline's model has let go of the layers of others.
+    shape = getattr(engine, "whole", None) or seq2seq_shapes.known(engine.model)
     if guesses:
         found = drafts.speculative(_predictor(), shape, engine.name, threads, load,
                                    engine.model.speculation, guesses)
@@ -70,14 +70,6 @@ def _check(engine, spread: set[str]) -> None:
     if engine.devices and (len(spread) != 1 or (cluster and cluster.machines > 1)):
         raise TfspeedError("Times are predicted of one machine, and of one strategy that spreads a "
                            "model over it.", devices=len(engine.devices), spread=sorted(spread))
-
-
-def _known(strategy: str, original):
-    """What a pipeline's model was before other workers had its layers."""
-    if "+" in strategy:
-        raise TfspeedError("Times of a pipeline are predicted of models that nothing else has "
-                           "changed.", strategy=strategy)
-    return original
 
 
 def _latency(predictor: Predictor, shape, engine, threads: int, load: Load,

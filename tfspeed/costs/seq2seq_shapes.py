@@ -6,6 +6,7 @@
 
 import dataclasses
 
+from tfspeed.costs import shapes
 from tfspeed.costs.matrices import Attention, Matrix
 from tfspeed.costs.shapes import Shape, as_held, layer_matrix, layer_sizes
 from tfspeed.errors import TfspeedError
@@ -88,6 +89,11 @@ def _layer(c: EncoderDecoderConfig, side: int, i: int) -> tuple[Matrix, ...]:
     return (*attention, *between, up, down)
 
 
+def known(model) -> Shape:
+    """Of any `LanguageModel`: see `of`, and `shapes.of`."""
+    return of(model) if model.reads_source else shapes.of(model)
+
+
 def of(model) -> Shape:
     """Of a `LanguageModel` that reads a source, whatever strategies have done to its layers.
 
@@ -103,11 +109,11 @@ def of(model) -> Shape:
     if made.config.source == "audio":
         listening = [made.convolutions[0], *made.convolutions]
     held = [listening, *map(_held, made.encoder), [b.cross.key_value for b in made.decoder]]
-    encoder = dataclasses.replace(shape.source.encoder,
+    encoder = dataclasses.replace(shape.source.encoder, compute=made.compute_dtype,
                                   layers=as_held(shape.source.encoder.layers, held))
     return dataclasses.replace(
         shape, layers=as_held(shape.layers, map(_held, made.decoder)),
-        head=layer_matrix(shape.head, made.head or made.embedding),
+        head=layer_matrix(shape.head, made.head or made.embedding), compute=made.compute_dtype,
         source=dataclasses.replace(shape.source, encoder=encoder))
 
 

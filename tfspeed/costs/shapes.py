@@ -34,6 +34,7 @@ class Shape:
         table_values: of tables of which a step looks up a row; that of a tied embedding is none.
         source: what layers with cross-attention look at, see `seq2seq_shapes.Source`; None: they
             have none.
+        compute: the type that `graph` and `xla` multiply in.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Shape:
     table_values: int = 0
     config: DecoderConfig | None = None
     source: object | None = None
+    compute: str = "float32"
 
     @property
     def matrices(self) -> list[Matrix]:
@@ -185,7 +187,8 @@ def of(model) -> Shape:
     made = model.keras_model
     if isinstance(made, Recurrent):
         bits = _ITEM_BITS.get(made.compute_dtype, 32)
-        return recurrent(made.sizes, model.name, bits)
+        return dataclasses.replace(recurrent(made.sizes, model.name, bits),
+                                   compute=made.compute_dtype)
     if not isinstance(made, Decoder):
         raise TfspeedError("Costs are known of decoders and recurrent models.", model=model.name,
                            type=type(made).__name__)
@@ -193,7 +196,8 @@ def of(model) -> Shape:
     held = [(block.attention.query_key_value, block.attention.out, block.mlp.up, block.mlp.down)
             for block in made.blocks]
     return dataclasses.replace(shape, layers=as_held(shape.layers, held),
-                               head=layer_matrix(shape.head, made.head or made.embedding))
+                               head=layer_matrix(shape.head, made.head or made.embedding),
+                               compute=made.compute_dtype)
 
 
 def as_held(layers, held) -> tuple[tuple[Matrix, ...], ...]:
