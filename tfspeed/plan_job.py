@@ -9,7 +9,8 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from tfspeed.costs import calibration, formulas, planner, qualities, shapes, workers
+from tfspeed import gate
+from tfspeed.costs import calibration, formulas, origin, planner, qualities, shapes, workers
 from tfspeed.costs.budget import Budget, why_none
 from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
@@ -54,13 +55,13 @@ def run(flags) -> int | None:
     points = planner.search(shape, predictor, known, loads,
                             [flags.threads] if flags.threads else
                             sorted({predictor.least_threads, cores}),
-                            flags.workers, cores)
+                            flags.workers, cores, origin.of(model, {q.engine for q in known}))
     kept = [point for point in points if point.meets(budget)]
     if not kept:
         raise why_none(points, budget)
     front = planner.front(kept)
     _write(front, flags)
-    _print(front, flags.model, len(points), len(kept))
+    _print(front, flags, len(points), len(kept))
     _say_what_is_missing(points, known, flags.results)
     if flags.workers > 1:
         _say_crossovers(predictor, shape, cores, flags, loads[0])
@@ -75,7 +76,7 @@ def _write(front: list[Point], flags) -> None:
              "quality_source": p.quality.source, "memory_bytes": p.memory_bytes,
              "output_tokens_per_s": p.output_tokens_per_s,
              "predicted": {"ttft_s": p.ttft_s, "tpot_s": p.tpot_s, "e2e_s": p.e2e_s},
-             "command": p.command(flags.model)} for p in front]
+             "command": p.command(flags.model, flags.max_perplexity_increase)} for p in front]
     try:
         with appearing(Path(flags.output)) as beside:
             beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -86,9 +87,9 @@ def _write(front: list[Point], flags) -> None:
                            picture=flags.picture, cause=error.strerror) from error
 
 
-def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
+def _print(front: list[Point], flags, searched: int, kept: int) -> None:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title_justify="left",
-                             title=f"{model}: {searched} configurations, {kept} within the "
+                             title=f"{flags.model}: {searched} configurations, {kept} within the "
                              f"budget, {len(front)} of which none is beaten in tokens/s,\nTPOT, "
                              "perplexity and GB by a single other; nothing was run")
     for name in ("", "strategy, engine", "batch", "threads", "TTFT ms", "TPOT ms", "tokens/s",
@@ -100,7 +101,8 @@ def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
         spread = f"{p.workers} x {p.threads}" if p.workers > 1 else str(p.threads)
         table.add_row(str(number), Text(f"{p.label}, {p.quality.engine}"),
                       str(p.load.batch), spread, f"{1e3 * p.ttft_s:.0f}",
-                      f"{1e3 * p.tpot_s:.2f}", f"{p.output_tokens_per_s:.0f}",
+                      f"{1e3 * p.tpot_s:.2f}" if p.tpot_s else "–",
+                      f"{p.output_tokens_per_s:.0f}",
                       "not known" if increase is None else f"{100 * increase:+.1f} %{mark}",
                       f"{p.memory_bytes / 1e9:.2f}")
     console = rich.console.Console()
@@ -111,8 +113,15 @@ def _print(front: list[Point], model: str, searched: int, kept: int) -> None:
               "rows take its\n  place: --results=results.json")
     print("The command of each:")
     for number, p in enumerate(front, 1):
-        console.print(f"{number:3d} {p.command(model)}", soft_wrap=True, highlight=False,
-                      markup=False)
+        console.print(f"{number:3d} {p.command(flags.model, flags.max_perplexity_increase)}",
+                      soft_wrap=True, highlight=False, markup=False)
+    over = [] if flags.max_perplexity_increase is not None else [
+        str(number) for number, p in enumerate(front, 1) if (p.quality.increase or 0) > gate.limit(
+            p.quality.made(), p.quality.engine)]
+    if over:
+        print(f"Over the gate of what they do to the weights: {', '.join(over)}. run.py measures "
+              "them all the same, says FAILED\nand exits with 3; --max_perplexity_increase sets "
+              "the gate, here and there.")
 
 
 def _say_what_is_missing(points: list[Point], known, results: list[str]) -> None:
@@ -149,13 +158,17 @@ def painter(front: list[Point], title: str):
     def paint(figure):
         axes = figure.subplots()
         losses = [100 * (p.quality.increase or 0.0) for p in front]
-        drawn = axes.scatter([1e3 * p.tpot_s for p in front],
+        # Of a single token there is none after it.
+        times, what = [1e3 * p.tpot_s for p in front], "time per output token"
+        if not all(times):
+            times, what = [1e3 * p.ttft_s for p in front], "time to the first token"
+        drawn = axes.scatter(times,
                              [p.output_tokens_per_s for p in front], c=losses, cmap="viridis", s=42)
         for number, p in enumerate(front, 1):
-            axes.annotate(f"{number}", (1e3 * p.tpot_s, p.output_tokens_per_s), fontsize=8,
+            axes.annotate(f"{number}", (times[number - 1], p.output_tokens_per_s), fontsize=8,
                           xytext=(5, 3), textcoords="offset points")
         figure.colorbar(drawn, label="perplexity over the float32 baseline, %")
-        axes.set(xscale="log", yscale="log", xlabel="predicted time per output token, ms",
+        axes.set(xscale="log", yscale="log", xlabel=f"predicted {what}, ms",
                  ylabel="predicted output tokens/s, all texts",
                  title=f"{title}: the Pareto front (numbers as in the table)")
 

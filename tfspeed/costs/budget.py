@@ -32,14 +32,15 @@ def why_none(points: Sequence, budget: Budget) -> TfspeedError:
     """What to say where no point keeps to a budget: which bound fails, and by how much."""
     said = []
     for name, bound in budget.bounds.items():
-        alone = min(p.value(name) for p in points)
-        rest = [p.value(name) for p in points if p.meets(budget, but=name)]
-        if alone > bound:
-            said.append(f"{name}={bound:g}: nothing reaches it, the least is {alone:.4g} "
-                        f"({_excess(alone, bound)})")
-        elif rest and min(rest) > bound:
-            said.append(f"{name}={bound:g}: within the other bounds the least is "
-                        f"{min(rest):.4g} ({_excess(min(rest), bound)})")
+        for these, what in ((points, "nothing reaches it, the least is"),
+                            ([p for p in points if p.meets(budget, but=name)],
+                             "within the other bounds the least is")):
+            best = min(these, key=lambda p: p.value(name), default=None)
+            if best is not None and best.value(name) > bound:
+                said.append(f"{name}={bound:g}: {what} {best.value(name):.4g} "
+                            f"({_excess(best.value(name), bound)}), by {best.label} under "
+                            f"{best.quality.engine} at batch {best.load.batch}")
+                break
     if not said:
         said = ["each bound can be kept alone, but not the others without any one of them: widen "
                 "two"]

@@ -7,8 +7,10 @@ one piece), and the traced functions, which grow with the layers. `fused` keeps 
 whose size doubles from 256 slots (half as much again is held while it is copied), heads filled up
 to sixteen; beside the float32 variables it holds the matrices twice, as they were packed and in
 panels, and while integers are put into panels four bytes of each of the largest one's values.
-`litert` holds them as they were packed, and what XNNPACK and the mapped file have of them. Before
-either, integers are rounded with calibration text, once: all of it goes through a layer at a time.
+`litert` holds them as they were packed, once more as XNNPACK keeps them, and the embedding twice
+besides: in the mapped file and unpacked for looking rows up. Before either, integers are rounded
+with calibration text, once: all of it goes through a layer at a time. What is on the disk already
+is mapped, and its pages count like any others. TensorFlow never gives back what its tensors took.
 """
 
 import dataclasses
@@ -19,21 +21,26 @@ from tfspeed.costs.matrices import up_to
 from tfspeed.costs.shapes import Shape
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
+from tfspeed.litert.session import PREFILLS
 
-RUNTIME_BYTES = 670e6  # Python and TensorFlow with nothing loaded (BUILD.md, Export)
+RUNTIME_BYTES = 627e6  # Python and TensorFlow with nothing loaded: 383 of it their mapped code
+# What loading leaves: a share of the variables in regions that TensorFlow's allocator has taken
+# and not filled, and bytes of each token of a tokenizer.
+_LEFT, _TOKEN = 0.06, 500
 _SMALLEST_CACHE = 256  # slots, see engines/fused.py
 # Of traced and compiled functions, and of each of their layers: measured on models of 5 to 30
 # layers (BUILD.md).
-_FUNCTIONS = {"graph": (85e6, 2.3e6), "xla": (100e6, 9.4e6)}
-_LITERT = 20e6, 1.42, 1.78  # once, and times the packed weights: of floats, of integers
-# Rounding with calibration text: its windows and their length; how many times a layer's inputs
-# and outputs are held at most; and what TensorFlow keeps of having run operators one by one.
-_WINDOWS, _LENGTH = 20, 256
-_HELD, _KEPT = 2.05, (28e6, 0.92)
-# While a strategy is applied: `quantize` beside tables and Gram matrices, and where it makes up for
-# its own errors; others in all, and times the float32 weights (SmolLM2-135M and glassllm).
-_QUANTIZING, _COMPENSATING = 35e6, 220e6
-_APPLYING = {"low_rank": (40e6, 0.68), "prune_structured": (40e6, 0.92)}
+_FUNCTIONS = {"graph": (88e6, 2.9e6), "xla": (125e6, 7.5e6)}
+_LITERT, _ARENAS = 21e6, 3  # of its libraries and graphs; copies of a prefill's widest layer
+CALIBRATION_TOKENS = 20 * 256  # the project's own text in SmolLM2's tokens
+# Operators run one by one: their code, and their tensors over those that live at once, since freed
+# pieces of one size do not hold another.
+_EAGER, _SPREAD = 11e6, 1.45
+_BUILDING = 25e6  # the model again, without its weights, while a strategy is applied
+_CHUNK = 2 * 256  # tokens that strategies read at a time, see compression/block_reader.py
+_SOLVING = 5  # float64 copies of the largest Gram matrix while it is inverted
+_SAMPLED = 10, 64  # float32 copies of the logits, of how many tokens, while labels are drawn
+_JUDGED = 2 * 256  # tokens whose logits a survey keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Memory:
         packing: what is held before there is a cache, while matrices are packed.
         rounding: the most while they are rounded with calibration text, before that.
         kept: of it by TensorFlow, from then on.
+        left: of loading, see `_LEFT`.
+        file: of the model, mapped while it is loaded.
     """
 
     variables: float
@@ -59,20 +68,25 @@ class Memory:
     packing: float = 0.0
     rounding: float = 0.0
     kept: float = 0.0
+    left: float = 0.0
+    file: float = 0.0
 
     @property
     def total(self) -> float:
         """The most that a process has resident that has nothing else loaded."""
         running = (self.packed + self.functions + self.kept
                    + max(self.packing, self.cache + self.activations))
-        return RUNTIME_BYTES + self.variables + max(self.rounding, running)
+        return (RUNTIME_BYTES + self.variables + self.left
+                + max(self.file, self.rounding, running))
 
 
 def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
-           rounded: bool = True) -> Memory:
+           rounded: bool = True, tokens: int = CALIBRATION_TOKENS, file: float = 0.0) -> Memory:
     """Args:
         shape: as the model's layers are; the engine's name says what it packs them to.
         rounded: whether integers are yet to be rounded: they are kept on the disk afterwards.
+        tokens: of the text that they are rounded with.
+        file: bytes of the model's files.
 
     Raises:
         TfspeedError: nothing is known of the engine.
@@ -86,8 +100,9 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
         stored = shape.stored(formats)
         made = _litert if kind == "litert" else _fused
         found = made(shape, stored, batch, prompt, new_tokens, formats.cache_itemsize)
+        found = dataclasses.replace(found, left=left(shape), file=file)
         return found if not (rounded and formats.quantized) else dataclasses.replace(
-            found, **rounding(shape, stored))
+            found, **rounding(shape, stored, tokens))
     length, capacity = padded_lengths(prompt, new_tokens)
     cache = 4 * batch * capacity * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     rows = batch * length
@@ -99,54 +114,95 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
         activations += scores + 4 * rows * widest + 4 * sum(
             m.parameters for m in shape.matrices if m.bits <= 8)
     base, layer = _FUNCTIONS[kind]
-    return Memory(variables, 0, 2 * cache, activations, base + layer * len(shape.layers))
+    return Memory(variables, 0, 2 * cache, activations, base + layer * len(shape.layers),
+                  left=left(shape), file=file)
 
 
 def _fused(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
     cache = fused_cache_bytes(shape, batch, prompt + new_tokens, itemsize)
     if prompt + new_tokens > _SMALLEST_CACHE:
         cache += cache // 2  # that which it grew from
-    return Memory(variable_bytes(shape), 2 * stored.step_weight_bytes, cache,
+    packed = 2 * (stored.step_weight_bytes + 4 * stored.table_values)
+    return Memory(variable_bytes(shape), packed, cache,
                   _fused_scratch(shape, batch, prompt), packing=_packing(stored))
 
 
 def _litert(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
     del itemsize  # its caches are float32
-    once, floats, integers = _LITERT
-    times = 1 + (integers if any(m.bits <= 8 for m in stored.matrices) else floats)
     slots = _slots(prompt + new_tokens)
     cache = 4 * batch * slots * sum(2 * a.kv_heads * a.dim for a in shape.attention)
-    return Memory(variable_bytes(shape), times * stored.step_weight_bytes, cache,
-                  4 * batch * shape.vocabulary, functions=once)
+    length = max(n for n in PREFILLS if n <= slots)
+    packed = stored.step_weight_bytes + 4 * stored.table_values
+    return Memory(variable_bytes(shape), packed, cache,
+                  litert_running(shape, stored, batch, length))
 
 
-def rounding(shape: Shape, stored: Shape) -> dict[str, float]:
+def litert_running(shape: Shape, stored: Shape, batch: int, length: int, logits: int = 1) -> float:
+    """What LiteRT holds of a file of these weights, caches left out, beside what it was written
+    from: XNNPACK's copy, the tables, and arenas for calls of so many tokens.
+
+    Args:
+        logits: tokens of a row that there are logits of.
+    """
+    widest = max(sum(m.outputs for m in layer) for layer in shape.layers) + shape.hidden
+    arenas = 4 * batch * (_ARENAS * length * widest + logits * shape.vocabulary)
+    return (_LITERT + stored.step_weight_bytes + 2 * stored.head.nbytes + 4 * stored.table_values
+            + arenas)
+
+
+def rounding(shape: Shape, stored: Shape, tokens: int = CALIBRATION_TOKENS) -> dict[str, float]:
     """`Memory`'s `rounding` and `kept`, where integers are made with calibration text."""
     if not any(new.bits <= 8 < old.bits for new, old in zip(stored.matrices, shape.matrices,
                                                             strict=True)):
         return {}
-    widths = max(sum(m.inputs + 2 * m.outputs for m in layer) for layer in shape.layers)
-    seen = 4 * _WINDOWS * min(_LENGTH, shape.context) * widths
-    return {"rounding": stored.step_weight_bytes + _HELD * seen,
-            "kept": _KEPT[0] + _KEPT[1] * seen}
+    # What the layer's matrices read, and twice the widest of it while its channels are compared.
+    read = max(sum(m.inputs for m in layer) + 2 * max(m.inputs for m in layer)
+               for layer in shape.layers)
+    kept = eager(shape, tokens)
+    return {"rounding": stored.step_weight_bytes + kept + 4 * tokens * read + _layer_bytes(shape),
+            "kept": kept}
 
 
-def applying(strategy: str, shape: Shape, changed: Shape) -> float | None:
+def eager(shape: Shape, tokens: int) -> float:
+    """What TensorFlow takes to run a layer over so many tokens operator by operator: what the MLP
+    makes at a time, `up`, its halves or what they become, beside what the layer read."""
+    widest = max(2 * shape.hidden + 3 * max(m.outputs for m in layer) for layer in shape.layers)
+    return _EAGER + _SPREAD * 4 * tokens * widest
+
+
+def applying(strategy: str, shape: Shape, changed: Shape,
+             tokens: int = CALIBRATION_TOKENS) -> float | None:
     """The most that a process has resident while a strategy is applied, of the shape before and
     after it; 0 where nothing is, None where it is not known."""
-    before = RUNTIME_BYTES + variable_bytes(shape)
     if strategy == "baseline":
         return 0.0
-    if strategy in _APPLYING:
-        once, share = _APPLYING[strategy]
-        return before + once + share * variable_bytes(shape)
-    if strategy != "quantize":
-        return None
-    # The integers, and at a time a table in float32 or a layer's Gram matrices, twice.
-    grams = max(sum(4 * m.inputs**2 for m in layer) for layer in shape.layers)
-    four = any(m.bits == 4 for m in changed.matrices)
-    return (before + variable_bytes(changed) + _QUANTIZING + four * _COMPENSATING
-            + 4 * shape.head.parameters + 2 * grams)
+    before = RUNTIME_BYTES + variable_bytes(shape) + left(shape) + _BUILDING
+    grams = 4 * max(sum(m.inputs**2 for m in layer) for layer in shape.layers)
+    solving = _SOLVING * 8 * max(m.inputs**2 for layer in shape.layers for m in layer)
+    # The text itself, what a part of it takes, and Gram matrices: sums and means.
+    reading = 4 * tokens * shape.hidden + eager(shape, _CHUNK) + 2 * grams
+    if strategy == "quantize":
+        four = any(m.bits == 4 for m in changed.matrices)
+        return (before + reading + variable_bytes(changed) + 4 * shape.head.parameters
+                + four * solving)
+    made = sum(new.nbytes for new, old in zip(changed.matrices, shape.matrices, strict=True)
+               if new != old)
+    if strategy == "low_rank":
+        copies, rows = _SAMPLED
+        return before + reading + made + copies * 4 * rows * shape.vocabulary + _layer_bytes(shape)
+    if strategy == "prune_structured":
+        return before + reading + solving + max(made, 4 * _JUDGED * shape.vocabulary)
+    return None
+
+
+def left(shape: Shape) -> float:
+    """Bytes that loading leaves behind, see `_LEFT`."""
+    return _LEFT * variable_bytes(shape) + _TOKEN * shape.vocabulary
+
+
+def _layer_bytes(shape: Shape) -> int:
+    """Of the largest layer's matrices in float32."""
+    return 4 * max(sum(m.parameters for m in layer) for layer in shape.layers)
 
 
 def _packing(stored: Shape) -> float:

@@ -10,6 +10,7 @@ import shlex
 
 from tfspeed.costs import memory, workers
 from tfspeed.costs.budget import Budget
+from tfspeed.costs.origin import Origin
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality
 from tfspeed.costs.shapes import Shape, decoder
@@ -57,9 +58,11 @@ class Point:
         """As rows name the strategy: with the options that are not the defaults."""
         return self.strategy.replace(self.quality.strategy, self.quality.made().label, 1)
 
-    def command(self, model: str) -> str:
-        """What measures it."""
+    def command(self, model: str, limit: float | None = None) -> str:
+        """What measures it; `limit` on perplexity, where there is one, is its gate as well."""
         options = "".join(f" --{name}={value}" for name, value in self.quality.options)
+        if limit is not None:  # a gate is a fraction
+            options += f" --max_perplexity_increase={limit if limit < 1 else math.inf:g}"
         more = f" --workers={self.workers}" if self.workers > 1 else f" --threads={self.threads}"
         return (f"python scripts/run.py --model={shlex.quote(model)} --strategy={self.strategy}"
                 f"{options} --engine={self.quality.engine}{more} --batch={self.load.batch} "
@@ -67,23 +70,31 @@ class Point:
 
 
 def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list[Load],
-           threads: list[int], most_workers: int, cores: int) -> list[Point]:
+           threads: list[int], most_workers: int, cores: int,
+           origin: Origin | None = None) -> list[Point]:
     """Every point whose times can be predicted.
+
+    Args:
+        origin: of the model whose shape it is, where it is known.
 
     Raises:
         TfspeedError: those of none can.
     """
-    found, unknown = [], None
+    found, unknown, origin = [], None, origin or Origin()
     for quality in known:
         try:
             changed = reshaped(shape, quality)
-            held = memory.applying(quality.strategy, shape, changed) or 0
+            held = memory.applying(quality.strategy, shape, changed, origin.tokens) or 0
+
+            def peak(load, quality=quality, changed=changed, held=held):
+                return max(held, _needed(changed, quality, load, origin))
+
             for load in loads:
-                found += _alone(changed, predictor, quality, load, threads, held)
+                found += _alone(changed, predictor, quality, load, threads, peak)
                 for number in range(2, min(most_workers, cores // predictor.least_threads,
                                            load.batch) + 1):
                     found.append(_together(changed, predictor, quality, load, number, cores,
-                                           held))
+                                           peak))
         except TfspeedError as error:
             unknown = unknown or error
     if unknown and not found:
@@ -91,19 +102,24 @@ def search(shape: Shape, predictor: Predictor, known: list[Quality], loads: list
     return found
 
 
-def _alone(shape, predictor, quality, load, threads, held) -> list[Point]:
-    need = memory.needed(shape, quality.engine, load.batch, load.prompt_tokens, load.new_tokens)
+def _needed(shape, quality, load, origin) -> float:
+    # What a strategy makes of the weights is rounded anew.
+    rounded = quality.strategy != "baseline" or quality.engine not in origin.kept
+    return memory.needed(shape, quality.engine, *dataclasses.astuple(load), rounded,
+                         origin.tokens, origin.file).total
+
+
+def _alone(shape, predictor, quality, load, threads, peak) -> list[Point]:
     return [_point(quality, count, 1, load,
-                   predictor.latency(shape, quality.engine, count, load), max(need.total, held))
+                   predictor.latency(shape, quality.engine, count, load), peak(load))
             for count in threads]
 
 
-def _together(shape, predictor, quality, load, number, cores, held) -> Point:
+def _together(shape, predictor, quality, load, number, cores, peak) -> Point:
     """Of `number` workers that share the cores and the batch."""
     times = workers.multi_worker(predictor, shape, quality.engine, cores, number, load)
-    need = memory.needed(shape, quality.engine, -(-load.batch // number), load.prompt_tokens,
-                         load.new_tokens)
-    return _point(quality, cores // number, number, load, times, number * max(need.total, held))
+    part = dataclasses.replace(load, batch=-(-load.batch // number))
+    return _point(quality, cores // number, number, load, times, number * peak(part))
 
 
 def _point(quality, threads, number, load, times, need) -> Point:

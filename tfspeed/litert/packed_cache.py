@@ -54,7 +54,7 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
     if not limit:
         _say_estimate(model, formats)
         return _rounded(packer)
-    path = cache_folder() / "packed" / f"{digest(decoder, formats, calibration)}.packed"
+    path = _path(packer)
     found = read_packed(path)
     if found is None:
         _say_estimate(model, formats)
@@ -67,10 +67,26 @@ def packed(model: LanguageModel, formats: Formats) -> PackedDecoder:
     return found
 
 
+def kept(model: LanguageModel, formats: Formats) -> bool:
+    """Whether the packed weights of a model over a `Decoder` are on the disk."""
+    folder = cache_folder() / "packed"
+    if not formats.quantized or model.made_up or not _limit_bytes() or not any(
+            folder.glob("*.packed")):
+        return False  # hashing all weights takes a second
+    calibration = calibration_tokens(model.tokenizer, model.vocabulary_size,
+                                     model.context_length)
+    return _path(Packer(model.keras_model, formats, calibration)).is_file()
+
+
 def rounded_here(packed: PackedDecoder) -> bool:
     """Whether this process has rounded it with calibration text, which takes memory, and has not
     read it from the disk."""
     return packed in _ROUNDED
+
+
+def _path(packer: Packer) -> Path:
+    name = digest(packer.decoder, packer.formats, packer.calibration)
+    return cache_folder() / "packed" / f"{name}.packed"
 
 
 def _rounded(packer: Packer) -> PackedDecoder:
