@@ -62,7 +62,7 @@ def test_what_a_plan_prints_runs_and_is_predicted(calibrated):
     assert forked.calls("plan.py", [flags.split()], calibrated)[0][0] == 0
     rows = json.loads((calibrated / "plan.json").read_text())
     commands = {(row["strategy"], row["engine"], row["workers"]): row["command"] for row in rows}
-    assert len({strategy for strategy, *_ in commands}) > 2
+    assert len({strategy for strategy, *_ in commands}) > 1
     for (strategy, engine, _), command in commands.items():
         words = shlex.split(command.replace("python ", f"{sys.executable} {ROOT}/", 1))
         done = subprocess.run([*words, "--repetitions=1", "--eval_tokens=256",
