@@ -119,7 +119,9 @@ def test_one_token_has_no_step(predictor):
 @pytest.mark.parametrize(("engine", "shape", "rule"), [
     ("keras", SHAPE, "predicted under fused"),
     ("fused", shapes.of(tiny_recurrent("lstm")), "runs decoders alone"),
-    ("xla", dataclasses.replace(SHAPE, compute="float64"), "float16.*type='float64'")])
+    ("xla", dataclasses.replace(SHAPE, compute="float64"), "float16.*type='float64'"),
+    ("graph", dataclasses.replace(shapes.decoder(cases.MODELS["mini-15m"], bits=8),
+                                  compute="float16"), "where float32 is computed")])
 def test_what_is_not_known_is_refused(predictor, engine, shape, rule):
     with pytest.raises(TfspeedError, match=rule):
         latency(predictor, engine, shape=shape)
@@ -313,9 +315,8 @@ def test_rows_of_replicas_and_workers_are_predicted(monkeypatch, predictor):
     single_rows = said("dataflow", 4)[0]["predicted"]["tpot_s"]
     assert single_rows == workers.dataflow(predictor, shape, "graph", 4, 2, Load(4, 8, 4),
                                            groups=4)["tpot_s"]
-    engine.whole = dataclasses.replace(shape, layers=shape.layers * 2, name="before",
-                                       attention=shape.attention * 2)
-    changed = said("low_rank+dataflow(microbatches=4)", 4)[0]["predicted"]["tpot_s"]
+    engine.whole = shape.stored(Formats("int8"))
+    changed = said("quantize+dataflow(microbatches=4)", 4)[0]["predicted"]["tpot_s"]
     assert changed == workers.dataflow(predictor, engine.whole, "graph", 4, 2, Load(4, 8, 4),
                                        groups=4)["tpot_s"] > single_rows
     assert "one strategy that spreads" in said("multi_worker+mirrored", 4)[1]

@@ -70,10 +70,11 @@ class CompiledTime:
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
         c, shape, rows, dtype = self.constants, work.shape, work.rows, work.shape.compute
         read = work.weight_bytes
-        products = self.product(shape.head, work.logits, read, dtype, True) if work.logits else 0.0
+        products = (self.product(kind, shape.head, work.logits, read, dtype, True)
+                    if work.logits else 0.0)
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * work.logits * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self.product(m, rows, read, dtype) for m in matrices)
+            products += count * sum(self.product(kind, m, rows, read, dtype) for m in matrices)
             pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = (2 * ITEM_BYTES[dtype] * batch * capacity * a.kv_heads * a.dim
@@ -82,15 +83,22 @@ class CompiledTime:
                 a.layers * c[f"layer_{kind}"]
                 + pairs * (c[f"pair_{kind}"] + 4 * a.dim * c[f"mix_{kind}"])
                 + rows * width * c[f"value_{kind}"] + cache * c[f"copy_{kind}"])
-        return c[f"products_{kind}"] * products + between
+        return products + between
 
-    def product(self, matrix: Matrix, rows: int, read: float, dtype: str = "float32",
+    def product(self, kind: str, matrix: Matrix, rows: int, read: float, dtype: str,
                 transposed: bool = False) -> float:
-        seconds = 0.0
+        """Seconds; what floats take is corrected, what 16 bits take beyond it is computing alone.
+
+        Args:
+            kind: whose correction it is.
+            read: bytes that are read in turn.
+        """
+        seconds = beyond = 0.0
         for inputs, outputs in matrix.parts:
             weights = inputs * outputs
             # One that was just unpacked lies in the cache.
             source = 4 * weights if matrix.bits in self.table.unpacking else read
-            seconds += (self.table.seconds(rows, weights, source, dtype, transposed)
+            seconds += (self.table.seconds(rows, weights, source, transposed)
                         + self.table.unpacking.get(matrix.bits, 0.0) * weights)
-        return seconds
+            beyond += self.table.beyond(rows, weights, source, dtype, transposed)
+        return self.constants[f"products_{kind}"] * seconds + beyond

@@ -7,9 +7,9 @@ a last-level cache holds together (`near`) and with some that it does not (`far`
 that is used as it lies, transposed (the output layer). What lies between two entries lies between
 them on logarithmic scales.
 
-Of 16 bits the kernels are others again: XLA turns a matrix into floats first, but for a single row
-or in another place, TensorFlow has some that multiply them as they are. So they have how many times
-as long as in float32 they take, of a few numbers of rows.
+Of 16 bits the kernels are others again: XLA turns a matrix into floats first, on one thread where
+it is small, TensorFlow has some that multiply it as it lies. So there are a few numbers of rows of
+each type, with a matrix as small as those of a small model's layers.
 """
 
 import concurrent.futures
@@ -30,6 +30,7 @@ PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
 _HERE_ROWS = 1, 4, 16
 _HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
+_HALF_INPUTS, _HALF_OUTPUTS = 640, 1024
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # types that products are timed in
 _FAR_ROWS = 40  # of more, where weights come from is nothing beside multiplying
 _SECONDS, _LEAST, _MOST = 0.05, 3, 9  # repetitions
@@ -59,17 +60,18 @@ def _halves(engine: str) -> list[list]:
 
     asked = [(rows, transposed, dtype) for dtype, size in ITEM_BYTES.items() if size == 2
              for transposed, every in _HALF_ROWS.items() for rows in every]
-    weight = _weights(False)[0]
 
     def product(rows, transposed, dtype):
-        used = tf.cast(tf.reshape(weight, (_OUTPUTS, _INPUTS)) if transposed else weight, dtype)
-        return functools.partial(_function(engine, transposed), tf.ones((rows, _INPUTS), dtype),
-                                 used)
+        shape = (_HALF_INPUTS, _HALF_OUTPUTS)[::-1 if transposed else 1]
+        weight = tf.cast(tf.random.stateless_normal(shape, (0, 0)) * 0.05, dtype)
+        x = tf.ones((rows, _HALF_INPUTS), dtype)
+        return functools.partial(_function(engine, transposed), x, weight)
 
     products = [product(*each) for each in asked]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # they are compiled side by side
         list(pool.map(lambda product: product().numpy(), products))
-    return [[rows, _MATRIX_BYTES // 2, int(transposed), dtype, _a_weight_of(engine, [made])]
+    weights = _HALF_INPUTS * _HALF_OUTPUTS
+    return [[rows, 2 * weights, int(transposed), dtype, _a_weight_of(engine, [made], weights)]
             for (rows, transposed, dtype), made in zip(asked, products, strict=True)]
 
 
@@ -105,15 +107,17 @@ def _seconds(engine: str, rows: int, count: int, transposed: bool) -> float:
                                  for weight in _weights(transposed)[:count]])
 
 
-def _a_weight_of(engine: str, products: list[Callable]) -> float:
-    """Seconds a weight of products that run in turn."""
+def _a_weight_of(engine: str, products: list[Callable],
+                 weights: int = _INPUTS * _OUTPUTS) -> float:
+    """Seconds a weight of products that run in turn, each of so many weights."""
     def in_turn():
         for product in products:
             made = product()
         return made
 
-    spent = _least(in_turn) / len(products) - _call_seconds(engine)
-    return max(1e-13, spent / (_INPUTS * _OUTPUTS))
+    spent = _least(in_turn) / len(products)
+    # What a call takes was timed at another moment, and is never nearly all.
+    return max(spent / 4, spent - _call_seconds(engine)) / weights
 
 
 def _least(call) -> float:
@@ -193,12 +197,13 @@ class Table:
             found[dtype, transposed] = at, np.subtract(seconds, floats)
         return found
 
-    def seconds(self, rows: int, weights: int, read: float, dtype: str = "float32",
-                transposed: bool = False) -> float:
-        """Args:
+    def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
+        """In float32.
+
+        Args:
             read: bytes of all weights that are read in turn.
         """
-        return weights * _a_weight(self, rows, read, dtype, transposed and rows <= _HEAD_ROWS[-1])
+        return weights * _a_weight(self, rows, read, transposed and rows <= _HEAD_ROWS[-1])
 
     def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
         """In float32."""
@@ -217,15 +222,24 @@ class Table:
             found += min(1.0, max(0.0, share)) * gap * fading
         return math.exp(found)
 
-    def half(self, rows: int, read: float, dtype: str, transposed: bool) -> float:
-        """In 16 bits: half as many bytes are waited for."""
+    def beyond(self, rows: int, weights: int, read: float, dtype: str,
+               transposed: bool = False) -> float:
+        """Seconds that it takes longer (or less: below 0) in a type of 16 bits, of which half as
+        many bytes are waited for.
+
+        Raises:
+            TfspeedError: it was not timed.
+        """
+        if dtype == "float32":
+            return 0.0
         if not self._halves:
             raise TfspeedError("This calibration knows nothing of products in 16 bits.",
                                type=dtype, hint="python scripts/calibrate.py makes a new one.")
-        cached = self.a_weight(rows, _MATRIX_BYTES, transposed)
-        waited = self.a_weight(rows, read, transposed) - cached
+        transposed = transposed and rows <= _HEAD_ROWS[-1]
+        cached = _a_weight(self, rows, _MATRIX_BYTES, transposed)
+        waited = _a_weight(self, rows, read, transposed) - cached
         ratio = math.exp(np.interp(math.log(rows), *self._halves[dtype, transposed]))
-        return cached * ratio + waited / 2
+        return weights * (cached * (ratio - 1) - waited / 2)
 
 
 def _undisturbed(dots: list[list]) -> list[list]:
@@ -240,7 +254,5 @@ def _undisturbed(dots: list[list]) -> list[list]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _a_weight(table: Table, rows: int, read: float, dtype: str, transposed: bool) -> float:
-    if dtype == "float32":
-        return table.a_weight(rows, read, transposed)
-    return table.half(rows, read, dtype, transposed)
+def _a_weight(table: Table, rows: int, read: float, transposed: bool) -> float:
+    return table.a_weight(rows, read, transposed)

@@ -119,6 +119,10 @@ class Predictor:
         if kind not in PACKED and shape.compute not in ITEM_BYTES:
             raise TfspeedError(f"Under graph and xla times are predicted of {list(ITEM_BYTES)}.",
                                type=shape.compute, engine=engine, model=shape.name)
+        if kind not in PACKED and ITEM_BYTES[shape.compute] == 2 and any(
+                m.bits <= 8 for m in shape.matrices):
+            raise TfspeedError("Under graph and xla times of 8 and 4 bits are predicted where "
+                               "float32 is computed.", type=shape.compute, engine=engine)
 
     def _told(self, threads: int, ask) -> dict[str, float]:
         """What `ask(machine, threads)` says, between the numbers of threads that are known."""

@@ -35,12 +35,12 @@ def _compiled(made: CompiledTime, shape: Shape, batch: int, length: int, turn: f
     c, dtype, products, between = made.constants, shape.compute, 0.0, 0.0
     for matrices in shape.layers:
         read = sum(m.nbytes for m in matrices) if length > 1 else shape.step_weight_bytes
-        products += length * sum(made.product(m, batch, read, dtype) for m in matrices)
+        products += length * sum(made.product("step", m, batch, read, dtype) for m in matrices)
         width = sum(m.inputs + m.outputs for m in matrices)
         between += length * (turn + batch * width * c["value_step"])
-    products += made.product(shape.head, batch, shape.step_weight_bytes, dtype, True)
+    products += made.product("step", shape.head, batch, shape.step_weight_bytes, dtype, True)
     return (c["call_step"] + c["value_step"] * batch * shape.vocabulary
-            + c["products_step"] * products + between)
+            + products + between)
 
 
 def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:

@@ -47,7 +47,7 @@ def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
     else:
         found = _latency(_predictor(), shape, engine, threads, load, spread)
     said = {name: found[name] for name in _LATENCIES if name in found}
-    if shape.source:
+    if shape.source or "+" in row["strategy"]:  # memory is known of one strategy, of decoders
         return said
     applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape)
     if applying is not None:
