@@ -1,5 +1,7 @@
 """The peak of an export on paper."""
 
+import dataclasses
+
 import pytest
 
 from tests.conftest import tiny_decoder, tiny_recurrent
@@ -14,7 +16,21 @@ def test_what_is_written_and_what_was_loaded_are_held():
     assert min(floats, eight) > 670e6 + 4 * SHAPE.parameters  # the float model stays
     assert export_memory.exporting(SHAPE, "litertlm", "float32") > floats
     saved = export_memory.exporting(SHAPE, "saved_model", "float32")
-    assert floats < saved < export_memory.exporting(SHAPE, "keras", "float32")
+    assert saved < export_memory.exporting(SHAPE, "keras", "float32")
+
+
+def test_a_saved_model_has_the_graphs_of_every_layer():
+    deep = shapes.decoder(dataclasses.replace(cases.MODELS["gpt2-85m"], num_layers=30,
+                                              mlp_dim=32))
+    more = [export_memory.exporting(shape, "saved_model", "float32")
+            - export_memory.exporting(shape, "tflite", "float32") for shape in (deep, SHAPE)]
+    assert more[0] > more[1] + 200e6
+
+
+def test_less_text_is_rounded_with_less():
+    usual, one = (export_memory.exporting(SHAPE, "tflite", "int8", tokens)
+                  for tokens in (20 * 256, 256))
+    assert usual > one + 100e6
 
 
 def test_what_was_never_measured_is_not_said():
