@@ -419,6 +419,12 @@ def test_sixteen_bits_take_what_their_products_took(predictor, engine):
         assert tpot("bfloat16", threads) < latency(predictor, engine, threads)["tpot_s"]
     # As `made_up` has it, products are all but the operators between them.
     assert floats < tpot("float16") < 3 * floats
+    dots = made_up().threads[2][engine]["dots"]
+    small = [[1, 2e5, 0, "float16", 9e-10]]  # XLA's on one thread
+    table = Table([*dots, *small], {})
+    wide, middle, narrow = (table.beyond(1, size, 1e9, "float16") / size
+                            for size in (2.5e6, 5e5, 1e5))
+    assert wide < middle < narrow
     made = made_up()
     for found in made.threads.values():
         for kind in ("graph", "xla"):

@@ -7,9 +7,10 @@ a last-level cache holds together (`near`) and with some that it does not (`far`
 that is used as it lies, transposed (the output layer). What lies between two entries lies between
 them on logarithmic scales.
 
-Of 16 bits the kernels are others again: XLA turns a matrix into floats first, on one thread where
-it is small, TensorFlow has some that multiply it as it lies. So there are a few numbers of rows of
-each type, with a matrix as small as those of a small model's layers.
+Of 16 bits the kernels are others again: TensorFlow has some that multiply a matrix as it lies; XLA
+turns it into floats first, of either type, and on one thread where it is small. So there are a few
+numbers of rows of each, under XLA with a small matrix besides; between the two lies what lies
+between them in size.
 """
 
 import concurrent.futures
@@ -30,7 +31,7 @@ PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
 _HERE_ROWS = 1, 4, 16
 _HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
-_HALF_INPUTS, _HALF_OUTPUTS = 640, 1024
+_SMALL = 640, 1024  # inputs and outputs
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # types that products are timed in
 _FAR_ROWS = 40  # of more, where weights come from is nothing beside multiplying
 _SECONDS, _LEAST, _MOST = 0.05, 3, 9  # repetitions
@@ -58,21 +59,28 @@ def _halves(engine: str) -> list[list]:
     """As `measure`, of products in 16 bits, each with one matrix."""
     import tensorflow as tf
 
-    asked = [(rows, transposed, dtype) for dtype, size in ITEM_BYTES.items() if size == 2
+    types = [name for name, size in ITEM_BYTES.items() if size == 2]
+    asked = [(rows, transposed, dtype, (_INPUTS, _OUTPUTS))
+             for dtype in (types[:1] if engine == "xla" else types)
              for transposed, every in _HALF_ROWS.items() for rows in every]
+    if engine == "xla":
+        asked += [(rows, False, types[0], _SMALL) for rows in _HALF_ROWS[False]]
 
-    def product(rows, transposed, dtype):
-        shape = (_HALF_INPUTS, _HALF_OUTPUTS)[::-1 if transposed else 1]
-        weight = tf.cast(tf.random.stateless_normal(shape, (0, 0)) * 0.05, dtype)
-        x = tf.ones((rows, _HALF_INPUTS), dtype)
-        return functools.partial(_function(engine, transposed), x, weight)
+    def product(rows, transposed, dtype, sizes):
+        weight = tf.random.stateless_normal(sizes[::-1 if transposed else 1], (0, 0)) * 0.05
+        return functools.partial(_function(engine, transposed), tf.ones((rows, sizes[0]), dtype),
+                                 tf.cast(weight, dtype))
 
     products = [product(*each) for each in asked]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # they are compiled side by side
         list(pool.map(lambda product: product().numpy(), products))
-    weights = _HALF_INPUTS * _HALF_OUTPUTS
-    return [[rows, 2 * weights, int(transposed), dtype, _a_weight_of(engine, [made], weights)]
-            for (rows, transposed, dtype), made in zip(asked, products, strict=True)]
+    found = []
+    for (rows, transposed, dtype, sizes), made in zip(asked, products, strict=True):
+        weights = math.prod(sizes)
+        seconds = _a_weight_of(engine, [made], weights)
+        found += [[rows, 2 * weights, int(transposed), name, seconds]
+                  for name in (types if engine == "xla" else [dtype])]
+    return found
 
 
 def measure_unpacking(engine: str) -> dict[str, float]:
@@ -185,16 +193,18 @@ class Table:
         self.unpacking = {int(bits): seconds - plain for bits, seconds in unpacking.items()}
 
     def _ratios(self) -> dict:
-        """Of each type of 16 bits, transposed or not: logarithms of rows, and of how many times as
-        long as in float32 they take where both come from the cache."""
+        """Of each type of 16 bits, transposed or not: by the logarithm of the matrix's values,
+        ascending, logarithms of rows, and of how many times as long as in float32 they take where
+        both come from the cache."""
         found = {}
         for (dtype, transposed), columns in self._columns.items():
             if dtype == "float32":
                 continue
-            ((at, seconds),) = columns.values()
-            floats = [math.log(self.a_weight(round(math.exp(x)), _MATRIX_BYTES, transposed))
-                      for x in at]
-            found[dtype, transposed] = at, np.subtract(seconds, floats)
+            for size, (at, seconds) in sorted(columns.items()):
+                floats = [math.log(self.a_weight(round(math.exp(x)), _MATRIX_BYTES, transposed))
+                          for x in at]
+                found.setdefault((dtype, transposed), {})[math.log(size / 2)] = (
+                    at, np.subtract(seconds, floats))
         return found
 
     def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
@@ -238,7 +248,9 @@ class Table:
         transposed = transposed and rows <= _HEAD_ROWS[-1]
         cached = _a_weight(self, rows, _MATRIX_BYTES, transposed)
         waited = _a_weight(self, rows, read, transposed) - cached
-        ratio = math.exp(np.interp(math.log(rows), *self._halves[dtype, transposed]))
+        by_size = self._halves[dtype, transposed]
+        ratios = [float(np.interp(math.log(rows), *measured)) for measured in by_size.values()]
+        ratio = math.exp(np.interp(math.log(weights), list(by_size), ratios))
         return weights * (cached * (ratio - 1) - waited / 2)
 
 
@@ -247,7 +259,7 @@ def _undisturbed(dots: list[list]) -> list[list]:
     disturbed, which makes times longer, never shorter."""
     found, least = [], {}
     for rows, size, transposed, dtype, seconds in sorted(dots, key=lambda row: (row[0], -row[1])):
-        kind = rows, transposed, dtype
+        kind = rows, transposed, dtype if dtype == "float32" else (dtype, size)  # in one place
         least[kind] = min(seconds, least.get(kind, seconds))
         found.append([rows, size, transposed, dtype, least[kind]])
     return found
