@@ -206,6 +206,15 @@ def test_less_text_takes_less_to_round_with():
     assert usual.total > one.total + 300e6
 
 
+def test_an_embedding_of_its_own_is_packed_like_the_head():
+    config = dataclasses.replace(cases.MODELS["llama-60m"], tied_embeddings=False)
+    values = config.vocabulary_size * config.hidden_dim
+    for engine, itemsize in (("fused", 4), ("fused:int8", 1)):
+        tied, untied = (memory.needed(shape, engine, 1, 64, 16).packed
+                        for shape in (SHAPE, shapes.decoder(config)))
+        assert untied - tied == pytest.approx(2 * itemsize * values, rel=0.01)
+
+
 def test_what_is_kept_on_the_disk_is_not_rounded_again(predictor):
     known = [q for q in qualities() if q.engine == "fused:int8"]
     first, again = ({p.quality.strategy: p.memory_bytes for p in planner.search(

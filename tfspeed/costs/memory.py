@@ -122,7 +122,7 @@ def _fused(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
     cache = fused_cache_bytes(shape, batch, prompt + new_tokens, itemsize)
     if prompt + new_tokens > _SMALLEST_CACHE:
         cache += cache // 2  # that which it grew from
-    packed = 2 * (stored.step_weight_bytes + 4 * stored.table_values)
+    packed = 2 * (stored.step_weight_bytes + _table_bytes(stored))
     return Memory(variable_bytes(shape), packed, cache,
                   _fused_scratch(shape, batch, prompt), packing=_packing(stored))
 
@@ -132,7 +132,7 @@ def _litert(shape, stored, batch, prompt, new_tokens, itemsize) -> Memory:
     slots = _slots(prompt + new_tokens)
     cache = 4 * batch * slots * sum(2 * a.kv_heads * a.dim for a in shape.attention)
     length = max(n for n in PREFILLS if n <= slots)
-    packed = stored.step_weight_bytes + 4 * stored.table_values
+    packed = stored.step_weight_bytes + _table_bytes(stored)
     return Memory(variable_bytes(shape), packed, cache,
                   litert_running(shape, stored, batch, length))
 
@@ -146,7 +146,7 @@ def litert_running(shape: Shape, stored: Shape, batch: int, length: int, logits:
     """
     widest = max(sum(m.outputs for m in layer) for layer in shape.layers) + shape.hidden
     arenas = 4 * batch * (_ARENAS * length * widest + logits * shape.vocabulary)
-    return (_LITERT + stored.step_weight_bytes + 2 * stored.head.nbytes + 4 * stored.table_values
+    return (_LITERT + stored.step_weight_bytes + 2 * stored.head.nbytes + 4 * _positions(stored)
             + arenas)
 
 
@@ -207,6 +207,19 @@ def _layer_bytes(shape: Shape) -> int:
 
 def _packing(stored: Shape) -> float:
     return 4 * max((m.parameters for m in stored.matrices if m.bits < 16), default=0)
+
+
+def _table_bytes(stored: Shape) -> float:
+    """Of tables that no product reads: positions in float32, an embedding of its own like the
+    head."""
+    positions, head = _positions(stored), stored.head
+    return 4 * positions + (stored.table_values - positions) * head.nbytes / head.parameters
+
+
+def _positions(shape: Shape) -> int:
+    """Values of a table of positions."""
+    c = shape.config
+    return c.context_length * c.hidden_dim if c and c.positions == "learned" else 0
 
 
 def variable_bytes(shape: Shape) -> int:
