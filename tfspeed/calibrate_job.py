@@ -1,15 +1,18 @@
-"""The job behind `scripts/calibrate.py`: measure this machine, or check its calibration."""
+"""The job behind `scripts/calibrate.py`: measure this machine, or check its calibration.
+
+TensorFlow is imported by those who need it, since a calibration has a minute: the processes that
+time models import it while this one does.
+"""
 
 import rich.box
 import rich.console
 import rich.table
 
-from tfspeed.costs import calibrating, calibration, checking
-from tfspeed.costs.prediction import ENGINES
+from tfspeed.costs import calibrating
+from tfspeed.costs.cases import ENGINES
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import ended_by_sigterm
-from tfspeed.main_job import check_writable
 from tfspeed.measure.progress import Progress
 
 _SCATTER = 0.12  # of a fit's worst errors; on a quiet machine they are 0.08 to 0.1
@@ -24,20 +27,31 @@ def run(flags) -> None:
                            engines=flags.engines)
     if flags.check and flags.check_choice:
         raise TfspeedError("--check and --check_choice are two checks, one at a time.")
-    if flags.check or flags.check_choice:
-        for name in ("output", "picture"):
-            check_writable(flags[name].value, name)
     with ended_by_sigterm():  # which ends the processes that time, and keeps what a check has
-        if flags.check_choice:
-            checking.run_choice(calibration.load(), threads, flags.output)
-        elif flags.check:
-            checking.run(calibration.load(), threads, engines, flags.output, flags.picture)
+        if flags.check or flags.check_choice:
+            _check(flags, threads, engines)
         else:
-            calibration.check_writable()
-            made = calibrating.calibrate(threads, engines, Progress())
-            target = calibration.save(made)
-            _print(made)
-            print(f"Calibrated in {made.seconds:.0f} s: {target}")
+            made = calibrating.calibrate(threads, engines, Progress(), flags.moments)
+            _keep(made)
+
+
+def _check(flags, threads: list[int], engines: list[str]) -> None:
+    from tfspeed.costs import calibration, checking
+    from tfspeed.main_job import check_writable
+    for name in ("output", "picture"):
+        check_writable(flags[name].value, name)
+    if flags.check_choice:
+        checking.run_choice(calibration.load(), threads, flags.output)
+    else:
+        checking.run(calibration.load(), threads, engines, flags.output, flags.picture,
+                     flags.moments)
+
+
+def _keep(made) -> None:
+    from tfspeed.costs import calibration
+    target = calibration.save(made)
+    _print(made)
+    print(f"Calibrated in {made.seconds:.0f} s: {target}")
 
 
 def _threads(spelled: list[str] | None) -> list[int]:

@@ -1,10 +1,11 @@
-"""Which devices there are, and how many threads. All of it must be set before TensorFlow starts."""
+"""Which devices there are, and how many threads. All of it must be set before TensorFlow starts.
+
+TensorFlow is imported where it is asked: what only counts cores starts in no time.
+"""
 
 import os
 import platform
 from pathlib import Path
-
-import tensorflow as tf
 
 from tfspeed.errors import TfspeedError
 
@@ -26,6 +27,7 @@ def job_cores() -> int:
 
 def set_threads(threads: int) -> int:
     """Limits TensorFlow to `threads` threads an operator; 0 means all cores. Returns the count."""
+    import tensorflow as tf
     most = 4 * max(available_cores(), os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise TfspeedError(f"--threads must be 0 (all cores) or at most {most}, four times the "
@@ -50,6 +52,7 @@ def replica_devices(replicas: int) -> list[str]:
     Logical CPU devices share the cores: they show how replicas behave, and raise throughput only
     where one replica leaves cores idle.
     """
+    import tensorflow as tf
     if replicas < 0:
         raise TfspeedError("The number of replicas must be 0 (all devices) or more.",
                            replicas=replicas)
@@ -63,6 +66,7 @@ def replica_devices(replicas: int) -> list[str]:
 
 def logical_cpus(count: int) -> list[str]:
     """Splits the CPU into `count` logical devices, `CPU:0`, `CPU:1`, …"""
+    import tensorflow as tf
     most = max(_LOGICAL, 4 * available_cores())
     if count > most:  # each has threads of its own: thousands never come up
         raise TfspeedError(f"A CPU is split into at most {most} devices.", replicas=count)
@@ -79,8 +83,9 @@ def logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
-def mirrored_strategy(devices: list[str]) -> tf.distribute.MirroredStrategy:
+def mirrored_strategy(devices: list[str]):
     """Replicas on these devices, as `replica_devices` names them."""
+    import tensorflow as tf
     # TensorFlow's collectives on one CPU fail where a process makes a second strategy: their keys
     # are the same. Adding up on one device needs none.
     on_cpu = devices[0].startswith("CPU")
@@ -88,8 +93,9 @@ def mirrored_strategy(devices: list[str]) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices, reduction)
 
 
-def per_replica(strategy: tf.distribute.Strategy, parts):
-    """A value of a strategy: `parts[i]` on replica i, for those of this process."""
+def per_replica(strategy, parts):
+    """A value of a `tf.distribute.Strategy`: `parts[i]` on replica i, for those of this process."""
+    import tensorflow as tf
     return strategy.experimental_distribute_values_from_function(
         lambda context: tf.convert_to_tensor(parts[context.replica_id_in_sync_group]))
 
@@ -107,4 +113,5 @@ def cpu_model() -> str:
 
 def default_device() -> str:
     """The device that TensorFlow puts a single model on."""
+    import tensorflow as tf
     return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.costs.calibrations import made_up
-from tfspeed.costs import calibrating, cases, choosing, shapes
+from tfspeed.costs import calibrating, cases, choosing, observing, shapes
 from tfspeed.costs.prediction import Predictor
 from tfspeed.errors import TfspeedError
 
@@ -61,7 +61,7 @@ def test_an_observer_that_does_not_start_leaves_none_behind(monkeypatch):
         def __exit__(self, *error):
             closed.append(self)
 
-    monkeypatch.setattr(calibrating, "Observer", Fake)
+    monkeypatch.setattr(observing, "Observer", Fake)
     with pytest.raises(TfspeedError, match="no such threads"):
         calibrating.calibrate([1, 2], [], calibrating.Progress())
     assert len(closed) == 1

@@ -17,10 +17,12 @@ from tfspeed.costs import (
     calibration,
     cases,
     computation,
+    constants,
     fitting,
     fused_time,
     litert_time,
     memory,
+    observing,
     rows,
     seq2seq_shapes,
     shapes,
@@ -104,11 +106,15 @@ def test_more_bytes_are_read_no_faster():
 
 def test_a_calibration_takes_what_was_not_disturbed():
     case = cases.calibration("fused", 2)[0]
-    shown = {"ttft_s": [3e-3, 2e-3, 9e-3], "tpot_s": [4e-4, 1e-3]}
-    fits = calibrating.fit("fused", [(case, shown)], [[1e6, 1e11], [1e9, 3e10]], {}, None)[1]
-    assert fits["measured"][0][1:] == [2e-3, 4e-4]
+    seen = calibrating.Seen(["fused"])
+    seen.times["fused"][case] = [{"ttft_s": [3e-3, 2e-3, 9e-3], "tpot_s": [4e-4, 1e-3]},
+                                 {"ttft_s": [5e-3, 4e-3], "tpot_s": [6e-4]},
+                                 {"ttft_s": [8e-3, 9e-3], "tpot_s": [5e-4]}]
+    seen.reads = [[[1e6, 1e11], [1e9, 3e10]]]
+    fits = constants.fitted(seen, {})[1]["fused"]
+    assert fits["measured"][0][1:] == [4e-3, 5e-4]  # of each moment the least, in the middle
     reads = [[[1e6, 5.0], [1e9, 2.0]], [[1e6, 7.0], [1e9, 4.0]], [[1e6, 60.0], [1e9, 3.0]]]
-    assert calibrating._usual(reads) == [[1e6, 7.0], [1e9, 3.0]]
+    assert constants._usual(reads) == [[1e6, 7.0], [1e9, 3.0]]
 
 
 def test_one_token_has_no_step(predictor):
@@ -167,7 +173,10 @@ def test_a_fit_finds_the_constants():
     assert firm["byte"] > 10 * found["byte"]  # it stays where it began
 
 
-def test_what_observers_say_becomes_a_calibration(cache, monkeypatch):
+@pytest.mark.parametrize("moments", [1, 2])
+def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
+    asked = []
+
     class Fake(contextlib.nullcontext):
         def __init__(self, threads):
             super().__init__(self)
@@ -176,6 +185,9 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch):
         def bandwidth(self, sizes):
             return [[size, self.threads * 1e10] for size in sizes]
 
+        def prepare(self, cases):
+            asked.append({case.engine for case in cases})
+
         def products(self, engine, short):
             found = made_up().threads[self.threads][engine]
             return {name: found[name] for name in ("dots", "unpacking")}
@@ -183,9 +195,11 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch):
         def observe(self, case):
             return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02]}
 
-    monkeypatch.setattr(calibrating, "Observer", Fake)
+    monkeypatch.setattr(observing, "Observer", Fake)
     monkeypatch.setattr(calibrating.loopback, "measure", lambda: Link(1e-5, 3e9))
-    made = calibrating.calibrate([1, 2], ["graph", "xla"], Progress())
+    made = calibrating.calibrate([1, 2], ["graph", "xla"], Progress(), moments)
+    assert asked == [{"graph"}] * 2 + [{"xla"}] * 2 + ([{"graph"}] * 2 + [{"xla"}] * 2) * (
+        moments - 1)
     assert {count: set(found) for count, found in made.threads.items()} == {
         count: {"bandwidth", "graph", "xla"} for count in (1, 2)}
     calibration.save(made)
@@ -238,7 +252,7 @@ def test_a_calibration_with_something_missing_is_refused(cache, damage):
 
 
 def test_nothing_that_is_checked_was_calibrated_on():
-    calibrated = {case.model for kind in ("fused", "graph", "xla") for short in (True, False)
+    calibrated = {case.model for kind in cases.ENGINES for short in (True, False)
                   for case in cases.calibration(kind, 2, short)}
     checked = [case for threads in (1, 2) for case in cases.held_out(threads)]
     assert not calibrated & {case.model for case in checked}

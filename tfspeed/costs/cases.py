@@ -7,6 +7,10 @@ import dataclasses
 
 from tfspeed.models.config import DecoderConfig
 
+PACKED = ("fused", "litert")  # engines which keep weights in formats of their own
+ENGINES = (*PACKED, "graph", "xla")  # those that there are constants of
+METRICS = ("ttft_s", "tpot_s")
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -35,11 +39,11 @@ _PLAIN = {"family": "gpt2", "positions": "learned", "norm": "layer", "activation
           "gated_mlp": False, "qkv_bias": True, "mlp_bias": True, "attention_out_bias": True}
 MODELS = {  # a calibration's
     "cal-small": _decoder(2, 384, 6, 2, 64, 1024, 4096),
-    "cal-thin": _decoder(7, 128, 2, 1, 64, 256, 1024),
+    "cal-thin": _decoder(4, 128, 2, 1, 64, 256, 1024),
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
-    "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 16384),
-    "cal-huge": _decoder(2, 2048, 16, 4, 128, 6144, 16384),  # 520 MB: beyond a server's cache
+    "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 8192),
+    "cal-huge": _decoder(2, 2048, 16, 4, 128, 6144, 4096),  # 420 MB: beyond a server's cache
     # Held out: no calibration reads them.
     "llama-60m": _decoder(8, 640, 10, 5, 64, 1792, 24576),
     "gpt2-85m": _decoder(9, 768, 12, 12, 64, 3072, 20480, **_PLAIN),
@@ -55,9 +59,9 @@ DEFAULT_MODEL = "smollm2-135m"
 def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
     """The generations that the constants of a kind of engine are fitted to; `short`: where those
     of another number of threads are known already."""
-    if engine in _PACKED:
+    if engine in PACKED:
         return [Case(model, f"{engine}:{form}", threads, *load)
-                for model, forms, loads in _PACKED[engine][short]
+                for model, forms, loads in _FORMED[engine][short]
                 for form in forms for load in loads]
     return [Case(model, engine, threads, *load)
             for model, engines, loads in (_COMPILED_SHORT if short else _COMPILED)
@@ -79,7 +83,7 @@ _FUSED_SHORT = [
     ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
     ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
     ("cal-middle", ("float16",), ((1, 64, 16), (3, 100, 12))),
-    ("cal-huge", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
+    ("cal-large", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
 _FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
 _LITERT = [
     ("cal-small", _FORMS, ((1, 96, 16), (7, 32, 12))),
@@ -92,15 +96,14 @@ _LITERT_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16),)),
     ("cal-middle", _FORMS, ((4, 120, 12),)),
     ("cal-middle", ("int8",), ((1, 64, 16),))]
-_PACKED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
+_FORMED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     # Eight texts of 300 tokens: without them nothing tells what a step's attention costs.
     ("cal-small", ("graph", "xla"), ((1, 300, 12), (8, 300, 12))),
     ("cal-thin", ("graph", "xla"), ((8, 300, 12),)),  # many layers of next to no products
     ("cal-middle", ("graph", "xla"), ((4, 120, 12),)),
     ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
-_COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((8, 300, 12),)),
-                   ("cal-middle", ("graph", "xla"), ((2, 90, 12),))]
+_COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((8, 300, 12),))]  # and its table of products
 
 
 def held_out(threads: int) -> list[Case]:

@@ -16,6 +16,7 @@ import rich.table
 
 from tfspeed.costs import cases, choosing, planner, shapes
 from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.cases import METRICS
 from tfspeed.costs.observing import Observer
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
@@ -24,24 +25,29 @@ from tfspeed.measure import pictures, predictions
 from tfspeed.measure.environment import environment
 from tfspeed.measure.progress import Progress
 
-METRICS = ("ttft_s", "tpot_s")
 _environment = functools.cache(environment)  # rows are written after each
 
 
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
-        picture_path: str) -> None:
-    """Measures, prints and writes; Ctrl-C leaves what there is."""
-    rows, predictor = [], Predictor(made)
+        picture_path: str, moments: int = 1) -> None:
+    """Measures, prints and writes; Ctrl-C leaves what there is.
+
+    Args:
+        moments: how often all of them are measured, one after the other.
+    """
+    seen: dict[cases.Case, list[dict]] = {}
+    rows, predictor = {}, Predictor(made)
     chosen = {count: [case for case in cases.held_out(count)
                       if case.engine.partition(":")[0] in engines] for count in threads}
     try:
-        with contextlib.closing(_observed(chosen, "checking")) as observed:
-            for case, seen in observed:
-                rows.append(_row(predictor, case, seen))
-                _write_rows(output, rows)  # what was measured stays, whatever comes
+        with contextlib.closing(_observed(chosen, "checking", moments)) as observed:
+            for case, times in observed:
+                seen.setdefault(case, []).append(times)
+                rows[case] = _row(predictor, case, seen[case])
+                _write_rows(output, list(rows.values()))  # stays, whatever comes
     finally:
         if rows:
-            _report(rows, output, picture_path)
+            _report(list(rows.values()), output, picture_path)
 
 
 def run_choice(made: Calibration, threads: list[int], output: str) -> None:
@@ -73,27 +79,32 @@ def _choices(guesses: list[planner.Point], seen: dict) -> dict:
         for guess, truth in pairs]}
 
 
-def _observed(chosen: dict[int, list[cases.Case]], what: str) -> Iterator[tuple[cases.Case, dict]]:
-    """Each case, by the number of threads, and its times, as they are measured."""
-    with Progress().task(what, sum(map(len, chosen.values()))) as advance:
-        for count, every in chosen.items():
+def _observed(chosen: dict[int, list[cases.Case]], what: str,
+              moments: int = 1) -> Iterator[tuple[cases.Case, dict]]:
+    """Each case, by the number of threads, and its times, as they are measured, so many times."""
+    with Progress().task(what, moments * sum(map(len, chosen.values()))) as advance:
+        for count, every in list(chosen.items()) * moments:
             with Observer(count) as observer:
                 for case in every:
                     advance(case.label)
                     yield case, observer.observe(case)
 
 
-def _row(predictor: Predictor, case: cases.Case, seen: dict) -> dict:
+def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
+    """Args:
+        seen: its times, of each moment.
+    """
     load = Load(case.batch, case.prompt_tokens, case.new_tokens)
     predicted = predictor.latency(_shape(case.model), case.engine, case.threads, load)
-    measured = {name: float(np.median(seen[name])) for name in METRICS}
+    measured = {name: float(np.median([np.median(times[name]) for times in seen]))
+                for name in METRICS}
     return {"model": case.model, "engine": case.engine, "threads": case.threads,
             "batch": case.batch, "prompt_tokens": case.prompt_tokens,
             "new_tokens": case.new_tokens, **measured,
             "predicted": {name: predicted[name] for name in METRICS},
             "prediction_error": {name: predicted[name] / measured[name] - 1
                                  for name in METRICS},
-            "least": {name: float(np.min(seen[name])) for name in METRICS}}
+            "least": {name: min(min(times[name]) for times in seen) for name in METRICS}}
 
 
 @functools.cache

@@ -4,9 +4,11 @@ Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `
 
     {"bandwidth": [bytes, …]}             -> {"bandwidth": [bytes a second, …]}
     {"dots": "xla", "short": false}       -> {"dots": […], "unpacking": {…}}, see `dots.py`
+    {"prepare": [{…}, …]}                 -> {}: made and compiled, in place of those before
     {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
+import concurrent.futures
 import functools
 import json
 import sys
@@ -14,7 +16,7 @@ import time
 
 import numpy as np
 
-from tfspeed.costs.cases import MODELS, SMALL, Case
+from tfspeed.costs.cases import MODELS, Case
 from tfspeed.errors import TfspeedError
 
 _LEAST, _MOST, _SECONDS = 3, 9, 0.15  # repetitions of a case, and what they may take together
@@ -41,37 +43,67 @@ def _answer(asked: dict, threads: int) -> dict:
         from tfspeed.costs import dots
         return {"dots": dots.measure(asked["dots"], asked["short"]),
                 "unpacking": dots.measure_unpacking(asked["dots"])}
+    if "prepare" in asked:
+        prepare([Case(**each) for each in asked["prepare"]], threads)
+        return {}
     return observe(Case(**asked["case"]))
+
+
+def prepare(cases: list[Case], threads: int = 1) -> None:
+    """Leaves the engines of these, made and compiled, and no others; so many models at once."""
+    wanted = {(case.model, case.engine) for case in cases}
+    for each in set(_ready) - wanted:
+        del _ready[each]
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.model, []).append(case)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_warm_all, groups.values()))
+
+
+def _warm_all(cases: list[Case]) -> None:
+    """Of one model."""
+    from tfspeed import engines
+    model = _model(cases[0].model)
+    for case in cases:
+        each = case.model, case.engine
+        if each not in _ready:
+            _ready[each] = engines.create(case.engine, model), set()
+        _warm(case)
 
 
 def observe(case: Case) -> dict:
     """Seconds of the first token and of those after it, of several generations."""
-    from tfspeed.measure.experiment import time_generation
-    engine = _engine(case.model, case.engine)
-    vocabulary = engine.model.vocabulary_size
-    prompts = np.random.default_rng(0).integers(0, vocabulary, (case.batch, case.prompt_tokens))
-    time_generation(engine, prompts.tolist(), case.new_tokens)  # compiles, and warms up
-    timings, begin = [], time.perf_counter()
+    if (case.model, case.engine) not in _ready:
+        prepare([case])
+    engine, timings, begin = _warm(case), [], time.perf_counter()
     while len(timings) < _LEAST or (len(timings) < _MOST
                                     and time.perf_counter() - begin < _SECONDS):
-        timings.append(time_generation(engine, prompts.tolist(), case.new_tokens))
+        timings.append(_generation(engine, case))
     return {"ttft_s": [t.token_s[0] - t.start_s for t in timings],
             "tpot_s": [(t.token_s[-1] - t.token_s[0]) / (len(t.token_s) - 1) for t in timings],
             "step_bytes": engine.step_bytes(case.batch,
                                             case.prompt_tokens + case.new_tokens // 2)}
 
 
-def _engine(model: str, engine: str):
-    """`fused` ones of small models stay: they are timed at another moment once more."""
-    return (_kept if model in SMALL and engine.startswith("fused") else _last)(model, engine)
+_ready: dict[tuple[str, str], tuple] = {}  # by model and engine: an engine, and what it has run
 
 
-def _made(model: str, engine: str):
-    from tfspeed import engines
-    return engines.create(engine, _model(model))
+def _warm(case: Case):
+    """The engine of a case, once it has run it."""
+    engine, ran = _ready[case.model, case.engine]
+    if case not in ran:
+        _generation(engine, case, 2)  # a prompt and a step are all that is compiled
+        ran.add(case)
+    return engine
 
 
-_kept, _last = functools.lru_cache(maxsize=16)(_made), functools.lru_cache(maxsize=1)(_made)
+def _generation(engine, case: Case, tokens: int | None = None):
+    """All of it, or so many tokens."""
+    from tfspeed.measure.experiment import time_generation
+    prompts = np.random.default_rng(0).integers(0, engine.model.vocabulary_size,
+                                                (case.batch, case.prompt_tokens))
+    return time_generation(engine, prompts.tolist(), case.new_tokens, tokens)
 
 
 @functools.lru_cache(maxsize=1)

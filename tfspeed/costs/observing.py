@@ -1,7 +1,10 @@
 """Starts `observer.py` in a process of its own, asks it, and gives up on one that is silent."""
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tfspeed.asked_process import AskedProcess
@@ -37,6 +40,10 @@ class Observer:
         """`dots` and `unpacking`, see `dots.measure` and `dots.measure_unpacking`."""
         return self.ask({"dots": engine, "short": short})
 
+    def prepare(self, cases: list[Case]) -> None:
+        """Makes their models and compiles them, in place of those before."""
+        self.ask({"prepare": [dataclasses.asdict(case) for case in cases]})
+
     def observe(self, case: Case) -> dict:
         """`{"ttft_s": […], "tpot_s": […]}`, one of each generation."""
         return self.ask({"case": dataclasses.asdict(case)})
@@ -51,3 +58,24 @@ class Observer:
         del exit_code
         return TfspeedError("The process that times models has ended or is silent.",
                             threads=self.threads, said=said[-300:])
+
+
+@contextlib.contextmanager
+def starting(threads: list[int]) -> Iterator[Callable[[], list[Observer]]]:
+    """Starts one of each, together: importing TensorFlow takes seconds, and one that is not asked
+    sleeps. Gives what waits for them; closes them all at the end."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(threads)) as pool:
+        futures = [pool.submit(Observer, count) for count in threads]
+
+        def started() -> list[Observer]:
+            failed = [future for future in futures if future.exception()]
+            return [future.result() for future in failed or futures]
+
+        for future in futures:
+            stack.callback(_close, future)
+        yield started
+
+
+def _close(future) -> None:
+    if not future.exception():
+        future.result().__exit__()

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfspeed.costs import computation, recurrent_time
 from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.cases import ENGINES, PACKED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import ITEM_BYTES, Table
@@ -19,9 +20,6 @@ from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
-
-PACKED = ("fused", "litert")  # which keep weights in formats of their own
-ENGINES = (*PACKED, "graph", "xla")  # those that there are constants of
 
 
 @dataclasses.dataclass(frozen=True)

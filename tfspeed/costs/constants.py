@@ -1,0 +1,119 @@
+"""The constants of `calibration.py` from what was measured: fits of the times' models to them."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from tfspeed.costs import cases, compiled_time, fitting, shapes
+from tfspeed.costs.calibration import STARTS
+from tfspeed.costs.cases import METRICS, PACKED, Case
+from tfspeed.costs.compiled_time import CompiledTime
+from tfspeed.costs.dots import Table
+from tfspeed.costs.prediction import Bandwidth, packed
+from tfspeed.litert.formats import Formats
+
+_TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
+
+
+def fitted(seen, other: dict) -> tuple[dict, dict]:
+    """The constants of a number of threads, and how well they fit.
+
+    Args:
+        seen: a `calibrating.Seen`.
+        other: the constants of another number of threads; {} where there are none.
+    """
+    constants, fits = {"bandwidth": _usual(seen.reads)}, {}
+    for engine, times in seen.times.items():
+        constants[engine], fits[engine] = fit(
+            engine, [(case, _in_the_middle(moments)) for case, moments in times.items()],
+            constants["bandwidth"], _middle_products(seen.products[engine]), other.get(engine))
+    return constants, fits
+
+
+def _in_the_middle(moments: list[dict]) -> dict[str, float]:
+    """Of a moment the least, since what disturbs a machine makes times longer, never shorter; of
+    several the median, since memory that is shared is fast at one and slow at another."""
+    return {name: float(np.median([np.min(times[name]) for times in moments]))
+            for name in METRICS}
+
+
+def _middle_products(moments: list[dict]) -> dict:
+    """The median of each product; {} where none was timed."""
+    if not moments:
+        return {}
+    dots = [[*row[0][:-1], float(np.median([entry[-1] for entry in row]))]
+            for row in zip(*(found["dots"] for found in moments), strict=True)]
+    return {"dots": dots, "unpacking": {
+        bits: float(np.median([found["unpacking"][bits] for found in moments]))
+        for bits in moments[0]["unpacking"]}}
+
+
+def _usual(reads: list[list[list[float]]]) -> list[list[float]]:
+    """Of each size the median of several moments: machines that share their memory with others
+    read it at half or twice the speed within minutes."""
+    return [[pairs[0][0], float(np.median([speed for _, speed in pairs]))]
+            for pairs in zip(*reads, strict=True)]
+
+
+def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list, products: dict,
+        other: dict | None) -> tuple[dict, dict]:
+    """The constants of an engine, and how well they fit the times.
+
+    Args:
+        bandwidth, products: as an `Observer` gives them.
+        other: the constants of another number of threads, None where there are none.
+    """
+    speed = Bandwidth(bandwidth)
+    if engine in PACKED:
+        return _fit(other or STARTS[engine], functools.partial(_packed, speed), times,
+                    other is not None)
+    # What corrects the table belongs to it, and so to a number of threads.
+    start = other["constants"] | {name: 1.0 for name in compiled_time.START
+                                  if _near_one(name)} if other else compiled_time.START
+    found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
+                       other is not None)
+    return {"constants": found, **products}, fits
+
+
+def _packed(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
+    made = packed(case.engine, constants, bandwidth, case.threads)
+    return made.latency(_stored(case.model, case.engine), case.batch, case.prompt_tokens,
+                        case.new_tokens)
+
+
+def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
+    return CompiledTime(constants, table).latency(
+        _stored(case.model, case.engine), case.batch, case.prompt_tokens, case.new_tokens)
+
+
+def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
+    measured = np.array([seen[name] for _, seen in times for name in METRICS])
+
+    def all_of(constants):
+        return np.array([seconds for case, _ in times for seconds in predict(constants, case)])
+
+    found = fitting.fit(start, all_of, measured, _TRUST[again], _firm)
+    predicted = all_of(found)
+    errors = np.abs(predicted / measured - 1)
+    return found, {"median_error": float(np.median(errors)),
+                   "p95_error": float(np.percentile(errors, 95)), "times": len(measured),
+                   "measured": [[dataclasses.asdict(case), *map(float, pair)] for (case, _), pair
+                                in zip(times, measured.reshape(-1, 2), strict=True)],
+                   "predicted": predicted.reshape(-1, 2).tolist()}
+
+
+def _near_one(name: str) -> bool:
+    """Whether a constant corrects what was measured directly."""
+    return name.startswith(("products", "reach"))
+
+
+def _firm(name: str) -> float:
+    """How much more a constant is trusted than others. What bandwidth is measured with is as fast
+    as the kernels within a few per cent: the reaches must not learn how busy memory was."""
+    return 50 if name.startswith("reach") else 10 if _near_one(name) else 1
+
+
+@functools.cache
+def _stored(model: str, engine: str):
+    return shapes.decoder(cases.MODELS[model], model).stored(Formats.of_engine(engine))
