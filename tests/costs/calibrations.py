@@ -16,7 +16,8 @@ def made_up(**changes) -> Calibration:
                  for dtype, times in (("float16", 3), ("bfloat16", 0.5)) for rows in (1, 4)
                  for head in (0, 1) if count == 2]
         compiled = {"constants": dict(compiled_time.START), "dots": dots,
-                    "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count}}
+                    "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count},
+                    "narrow": [[1, 2e-10 / count], [96, 1e-9 / count]]}
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
                           **{kind: dict(start) for kind, start in STARTS.items()},
                           "graph": compiled, "xla": compiled}

@@ -18,6 +18,7 @@ from tfspeed.costs import (
     cases,
     computation,
     constants,
+    dots,
     fitting,
     fused_time,
     litert_time,
@@ -185,14 +186,13 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
         def bandwidth(self, sizes):
             return [[size, self.threads * 1e10] for size in sizes]
 
-        def prepare(self, cases):
+        def prepare(self, cases, products, short):
             asked.append({case.engine for case in cases})
 
         def products(self, engine, short):
-            found = made_up().threads[self.threads][engine]
-            return {name: found[name] for name in ("dots", "unpacking")}
+            return dots.measured(made_up().threads[self.threads][engine])
 
-        def observe(self, case):
+        def observe(self, case, least):
             return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02]}
 
     monkeypatch.setattr(observing, "Observer", Fake)
@@ -435,7 +435,7 @@ def test_sixteen_bits_take_what_their_products_took(predictor, engine):
     assert floats < tpot("float16") < 3 * floats
     dots = made_up().threads[2][engine]["dots"]
     small = [[1, 2e5, 0, "float16", 9e-10]]  # XLA's on one thread
-    table = Table([*dots, *small], {})
+    table = Table([*dots, *small], {}, [[1, 1e-13]])
     wide, middle, narrow = (table.beyond(1, size, 1e9, "float16") / size
                             for size in (2.5e6, 5e5, 1e5))
     assert wide < middle < narrow
@@ -451,14 +451,15 @@ def test_sixteen_bits_take_what_their_products_took(predictor, engine):
 def test_what_lies_nearer_is_multiplied_faster():
     made = made_up().threads[2]["graph"]
     dots = [[*row[:4], row[4] / (2 if row[1] == 10e6 else 1)] for row in made["dots"]]
-    table = Table(dots, made["unpacking"])
+    table = Table(dots, made["unpacking"], made["narrow"])
     speeds = [table.a_weight(4, read) for read in (1e6, 10e6, 20e6, 40e6, 100e6, 300e6, 1e9)]
     assert speeds == sorted(speeds)
     assert speeds[0] == speeds[1] == pytest.approx(speeds[3] / 2)
     assert speeds[-1] == speeds[-2] == pytest.approx(1.5 * speeds[3])
     disturbed = [[*row[:4], row[4] * (9 if row[1] == 40e6 and row[0] < 320 else 1)]
                  for row in dots]
-    assert Table(disturbed, made["unpacking"]).a_weight(1, 40e6) == table.a_weight(1, 300e6)
+    busy = Table(disturbed, made["unpacking"], made["narrow"])
+    assert busy.a_weight(1, 40e6) == table.a_weight(1, 300e6)
     assert table.a_weight(320, 10e6) == pytest.approx(table.a_weight(320, 1e9))  # it multiplies
 
 

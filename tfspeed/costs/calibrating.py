@@ -12,6 +12,7 @@ from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 
 READS = [mb << 20 for mb in (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 512)]  # bytes
+_LEAST = 2  # generations: the faster counts, see `constants`
 
 
 def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: int = 1):
@@ -38,8 +39,9 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
         observers = started()
         for engine in engines * moments:
             advance(f"preparing {engine}")
-            _at_once(lambda each, engine=engine: each.prepare(plan[each.threads][engine]),
-                     observers)
+            _at_once(lambda each, engine=engine: each.prepare(
+                plan[each.threads][engine], "" if engine in PACKED else engine,
+                each is not observers[0]), observers)
             for observer in observers:
                 _look(observer, engine, plan[observer.threads][engine],
                       observer is not observers[0], seen[observer.threads], advance)
@@ -79,7 +81,7 @@ def _look(observer: Observer, engine: str, chosen: list[Case], short: bool, seen
     found = {}
     for case in chosen:
         advance(f"{observer.threads} threads: {case.engine}, {case.model}")
-        found[case] = observer.observe(case)
+        found[case] = observer.observe(case, _LEAST)
     if engine == "fused" and not short:
         found |= {case: _timed_again(observer, case, found[case]) for case in chosen
                   if case.model in cases.SMALL}
@@ -89,5 +91,5 @@ def _look(observer: Observer, engine: str, chosen: list[Case], short: bool, seen
 
 def _timed_again(observer: Observer, case: Case, seen: dict) -> dict:
     """With what it takes a little later: small models run in no time."""
-    again = observer.observe(case)
+    again = observer.observe(case, _LEAST)
     return {name: [*seen[name], *again[name]] for name in METRICS}

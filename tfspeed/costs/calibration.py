@@ -41,7 +41,7 @@ class Calibration:
         seconds: that making it took.
         threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused" and
             "litert": {constants}, "graph" and "xla": {"constants", "dots",
-            "unpacking"}}`.
+            "unpacking", "narrow"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
             the first token, of those after it), what the constants say, and the errors.
     """
@@ -138,7 +138,7 @@ def _check(made: Calibration) -> None:
         for engine in set(constants) - {"bandwidth"}:
             found, start = constants[engine], STARTS.get(engine)
             if engine not in STARTS:
-                tables.append(found["dots"])
+                tables += [found["dots"], found["narrow"]]
                 numbers += [found["unpacking"][str(bits)] for bits in PACKINGS]
                 found, start = found["constants"], compiled_time.START
             numbers += [found[name] for name in start]

@@ -98,7 +98,8 @@ class CompiledTime:
             weights = inputs * outputs
             # One that was just unpacked lies in the cache.
             source = 4 * weights if matrix.bits in self.table.unpacking else read
-            seconds += (self.table.seconds(rows, weights, source, transposed)
+            wide = 1.0 if transposed else self.table.narrow(rows, outputs)
+            seconds += (self.table.seconds(rows, weights, source, transposed) * wide
                         + self.table.unpacking.get(matrix.bits, 0.0) * weights)
             beyond += self.table.beyond(rows, weights, source, dtype, transposed)
         return self.constants[f"products_{kind}"] * seconds + beyond

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from tfspeed.costs import cases, compiled_time, fitting, shapes
+from tfspeed.costs import cases, compiled_time, fitting, litert_time, shapes
 from tfspeed.costs.calibration import STARTS
 from tfspeed.costs.cases import METRICS, PACKED, Case
 from tfspeed.costs.compiled_time import CompiledTime
@@ -42,9 +42,10 @@ def _middle_products(moments: list[dict]) -> dict:
     """The median of each product; {} where none was timed."""
     if not moments:
         return {}
-    dots = [[*row[0][:-1], float(np.median([entry[-1] for entry in row]))]
-            for row in zip(*(found["dots"] for found in moments), strict=True)]
-    return {"dots": dots, "unpacking": {
+    tables = {name: [[*row[0][:-1], float(np.median([entry[-1] for entry in row]))]
+                     for row in zip(*(found[name] for found in moments), strict=True)]
+              for name in ("dots", "narrow")}
+    return tables | {"unpacking": {
         bits: float(np.median([found["unpacking"][bits] for found in moments]))
         for bits in moments[0]["unpacking"]}}
 
@@ -66,14 +67,29 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
     """
     speed = Bandwidth(bandwidth)
     if engine in PACKED:
-        return _fit(other or STARTS[engine], functools.partial(_packed, speed), times,
-                    other is not None)
+        return _best_tile(other or STARTS[engine], functools.partial(_packed, speed), times,
+                          other is not None)
     # What corrects the table belongs to it, and so to a number of threads.
     start = other["constants"] | {name: 1.0 for name in compiled_time.START
                                   if _near_one(name)} if other else compiled_time.START
     found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
                        other is not None)
     return {"constants": found, **products}, fits
+
+
+def _best_tile(start: dict, predict, times, again: bool) -> tuple[dict, dict]:
+    """The fit with the tile that suits the times best, where kernels have an unknown one: a whole
+    number, in which no fit can go a small step."""
+    tile = start.get("tile")
+    if tile is None:
+        return _fit(start, predict, times, again)
+    rest = {name: value for name, value in start.items() if name != "tile"}
+    found = []
+    for size in (tile,) if again else litert_time.TILES:
+        constants, fits = _fit(rest, lambda constants, case, size=size: predict(
+            constants | {"tile": size}, case), times, again)
+        found.append((constants | {"tile": size}, fits))
+    return min(found, key=lambda each: each[1]["mean_error"])
 
 
 def _packed(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
@@ -96,7 +112,7 @@ def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
     found = fitting.fit(start, all_of, measured, _TRUST[again], _firm)
     predicted = all_of(found)
     errors = np.abs(predicted / measured - 1)
-    return found, {"median_error": float(np.median(errors)),
+    return found, {"median_error": float(np.median(errors)), "mean_error": float(np.mean(errors)),
                    "p95_error": float(np.percentile(errors, 95)), "times": len(measured),
                    "measured": [[dataclasses.asdict(case), *map(float, pair)] for (case, _), pair
                                 in zip(times, measured.reshape(-1, 2), strict=True)],

@@ -11,6 +11,10 @@ Of 16 bits the kernels are others again: TensorFlow has some that multiply a mat
 turns it into floats first, of either type, and on one thread where it is small. So there are a few
 numbers of rows of each, under XLA with a small matrix besides; between the two lies what lies
 between them in size.
+
+Narrow matrices take longer a weight, since each of their rows is a short piece of memory: half as
+long again with 512 outputs as with 2560 on a 2-core EPYC VM, and what lies between goes with
+1 / outputs.
 """
 
 import concurrent.futures
@@ -27,32 +31,56 @@ ROWS = (1, 2, 4, 8, 16, 32, 96, 320)
 _FEW_ROWS = (1, 4, 16, 96)
 _HEAD_ROWS = (1, 4, 16)
 _INPUTS, _OUTPUTS = 1024, 2560
+_NARROW, _NARROW_ROWS = 512, (1, 4, 96)  # outputs, of as many weights
+_MOST_NARROW = 4.0  # times what that takes more; of fewer than 144 outputs nothing was measured
 PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
-_HERE_ROWS = 1, 4, 16
+_ELSEWHERE_ROWS = 1, 4, 16  # of more, where weights come from is little beside multiplying
 _HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
 _SMALL = 640, 1024  # inputs and outputs
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # types that products are timed in
-_FAR_ROWS = 40  # of more, where weights come from is nothing beside multiplying
-_SECONDS, _LEAST, _MOST = 0.05, 2, 9  # repetitions
+_SECONDS, _LEAST, _MOST = 0.03, 2, 9  # repetitions
 _MATRIX_BYTES = 4 * _INPUTS * _OUTPUTS
+
+
+def measure_all(engine: str, short: bool) -> dict:
+    """What a `Table` is made from, of the products of `graph` or `xla`."""
+    return {"dots": measure(engine, short), "unpacking": measure_unpacking(engine),
+            "narrow": measure_narrow(engine)}
+
+
+def compile_all(engine: str, short: bool) -> None:
+    """Makes the weights and the functions of most of these products."""
+    for transposed, every in _every(short):
+        for rows in every:
+            _one(engine, rows, 1, transposed)[0]()
+
+
+def _every(short: bool) -> list[tuple[bool, tuple[int, ...]]]:
+    """Transposed or not, and the numbers of rows."""
+    return [(False, _FEW_ROWS if short else ROWS), (True, _HEAD_ROWS)]
+
+
+def measured(found: dict) -> dict:
+    """Of all that is known of an engine what `measure_all` found."""
+    return {name: found[name] for name in ("dots", "unpacking", "narrow")}
 
 
 def measure(engine: str, short: bool) -> list[list]:
     """`[rows, bytes that are read in turn, transposed (0, 1), type, seconds a weight]` of each,
     with the threads that TensorFlow has; `short`: of fewer numbers of rows, in float32 alone."""
     found = []
-    for transposed, every in ((False, _FEW_ROWS if short else ROWS), (True, _HEAD_ROWS)):
+    for transposed, every in _every(short):
         for rows in every:
             for count in _counts(rows):
                 found.append([rows, count * _MATRIX_BYTES, int(transposed), "float32",
-                              _seconds(engine, rows, count, transposed)])
+                              _a_weight_of(engine, _one(engine, rows, count, transposed))])
     return found if short else [*found, *_halves(engine)]
 
 
 def _counts(rows: int) -> list[int]:
     """Matrices that products of so many rows are timed with, in turn."""
-    return [*([HERE] if rows in _HERE_ROWS else []), NEAR, *([FAR] if rows <= _FAR_ROWS else [])]
+    return [HERE, NEAR, FAR] if rows in _ELSEWHERE_ROWS else [NEAR]
 
 
 def _halves(engine: str) -> list[list]:
@@ -106,13 +134,27 @@ def measure_unpacking(engine: str) -> dict[str, float]:
     return found
 
 
-def _seconds(engine: str, rows: int, count: int, transposed: bool) -> float:
+def measure_narrow(engine: str) -> list[list[float]]:
+    """`[rows, seconds a weight]` of products with narrow matrices, near ones."""
+    import tensorflow as tf
+
+    inputs = _INPUTS * _OUTPUTS // _NARROW
+    used = [tf.reshape(weight, (inputs, _NARROW)) for weight in _weights(False)[:NEAR]]
+    function, found = _function(engine, False), []
+    for rows in _NARROW_ROWS:
+        x = tf.random.stateless_normal((rows, inputs), (0, 1))
+        found.append([rows, _a_weight_of(engine, [functools.partial(function, x, weight)
+                                                  for weight in used])])
+    return found
+
+
+def _one(engine: str, rows: int, count: int, transposed: bool) -> list[Callable]:
+    """Products of so many rows with each of so many matrices."""
     import tensorflow as tf
 
     x = tf.random.stateless_normal((rows, _INPUTS), (0, 1))
     function = _function(engine, transposed)
-    return _a_weight_of(engine, [functools.partial(function, x, weight)
-                                 for weight in _weights(transposed)[:count]])
+    return [functools.partial(function, x, weight) for weight in _weights(transposed)[:count]]
 
 
 def _a_weight_of(engine: str, products: list[Callable],
@@ -174,18 +216,20 @@ class Table:
     """Seconds of a product, between those that were measured.
 
     Args:
-        dots, unpacking: see `measure` and `measure_unpacking`.
+        dots, unpacking, narrow: see `measure`, `measure_unpacking` and `measure_narrow`.
         longer: the table of another number of threads, where 16 bits were timed as well.
     """
 
     def __init__(self, dots: list[list], unpacking: dict[str, float],
-                 longer: "Table | None" = None):
+                 narrow: list[list[float]], longer: "Table | None" = None):
         self._columns: dict = {}
         for rows, size, transposed, dtype, seconds in _undisturbed(dots):
             columns = self._columns.setdefault((dtype, bool(transposed)), {})
             column = columns.setdefault(size, ([], []))
             column[0].append(math.log(rows))
             column[1].append(math.log(seconds))
+        self._narrow = [[math.log(rows), max(0.0, seconds / self.a_weight(
+            rows, NEAR * _MATRIX_BYTES) - 1)] for rows, seconds in narrow]
         self._halves = self._ratios() or (longer._halves if longer else {})
         # What a product takes longer; XLA, which unpacks as it multiplies, may take less. A matrix
         # that was just unpacked lies in the cache.
@@ -214,6 +258,12 @@ class Table:
             read: bytes of all weights that are read in turn.
         """
         return weights * _a_weight(self, rows, read, transposed and rows <= _HEAD_ROWS[-1])
+
+    def narrow(self, rows: int, outputs: int) -> float:
+        """How many times as long a weight of a matrix with so many outputs takes."""
+        share = (1 / outputs - 1 / _OUTPUTS) / (1 / _NARROW - 1 / _OUTPUTS)
+        more = float(np.interp(math.log(rows), *zip(*self._narrow, strict=True)))
+        return 1 + min(_MOST_NARROW, max(0.0, share)) * more
 
     def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
         """In float32."""

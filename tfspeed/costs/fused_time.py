@@ -42,7 +42,7 @@ START = {  # seconds; where a fit begins
     "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
     **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
     **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
-    "reach_near": 1.1, "reach_far": 1.0, "reach_beyond": 0.95, "blunt": 2.0,
+    "reach_near": 1.1, "reach_far": 1.0, "reach_beyond": 0.95, "blunt": 2.0, "blunt_row": 3.0,
 }
 
 
@@ -150,7 +150,7 @@ class FusedTime:
         spent = [(size * longer(wait, multiply * count), times) for count, times in tiles(rows)]
         first = spent[0][0]
         # The first tile waits for memory; those after it find the panel in the cache.
-        corner = c["blunt"] if matrix.bits > 8 else _SHARP
+        corner = c["blunt"] if matrix.bits > 8 else c["blunt_row"] if rows == 1 else _SHARP
         waited = longer(first, matrix.nbytes / speed, corner)
         return waited + sum(seconds * times for seconds, times in spent) - first
 

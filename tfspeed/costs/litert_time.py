@@ -6,7 +6,10 @@ go through signatures of fixed lengths, padded, their last token through a step;
 whole capacity of the cache, which grows.
 
     product    the longer of reading its bytes and its multiplications: `multiply` each, or `wait` a
-               weight where there are few rows. Halves are floats once LiteRT has loaded them.
+               weight where there is one row. More are whole tiles of rows (`tile`: XNNPACK has
+               kernels of so many, 7 with AVX-512, and another one of a single row): four rows take
+               what seven do. Integers are read `drag` times as long as their bytes should take.
+               Halves are floats once LiteRT has loaded them.
     attention  `pair`: mask and softmax of a query and a slot; `mix`: an operation of its products;
                `copy`: a byte of keys and values, which XNNPACK packs anew for every product
     values     the small operators: `value` each
@@ -21,6 +24,7 @@ Seconds of one thread, but for the layer, the call and what is handed over; the 
 threads in one, and not in the other.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -41,8 +45,9 @@ START = {  # seconds; where a fit begins
     **{f"wait_{kind}": 3e-11 for kind in ("float32", "int8", "int4")},
     **{f"multiply_{kind}": cost for kind, cost in (("float32", 3e-11), ("int8", 1e-11),
                                                    ("int4", 1.2e-11))},
-    "reach_near": 1.0, "reach_far": 0.95, "reach_beyond": 0.95,
+    "reach_near": 1.0, "reach_far": 0.95, "reach_beyond": 0.95, "drag": 1.1, "tile": 7,
 }
+TILES = 4, 5, 6, 7, 8  # that `tile` may be
 
 
 class LitertTime:
@@ -129,9 +134,11 @@ class LitertTime:
 
     def product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
+        rows = rows if rows == 1 else math.ceil(rows / c["tile"]) * c["tile"]
         computing = matrix.parameters / self.threads * longer(c[f"wait_{kind}"],
                                                               c[f"multiply_{kind}"] * rows)
-        return longer(computing, _nbytes(matrix) / speed, _CORNER)
+        reading = _nbytes(matrix) / speed * (c["drag"] if matrix.bits <= 8 else 1)
+        return longer(computing, reading, _CORNER)
 
 
 def pieces(tokens: int, capacity: int, lengths: tuple[int, ...] = PREFILLS) -> list[int]:

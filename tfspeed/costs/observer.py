@@ -3,9 +3,10 @@
 Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `{"error": …}`:
 
     {"bandwidth": [bytes, …]}             -> {"bandwidth": [bytes a second, …]}
-    {"dots": "xla", "short": false}       -> {"dots": […], "unpacking": {…}}, see `dots.py`
-    {"prepare": [{…}, …]}                 -> {}: made and compiled, in place of those before
-    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
+    {"products": "xla", "short": false}   -> see `dots.measure_all`
+    {"prepare": [{…}, …], "dots": "xla", "short": false} -> {}: made and compiled, in place of
+                                             those before; `dots`: and those products, or ""
+    {"case": {…}, "least": 3}             -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
 import concurrent.futures
@@ -19,7 +20,7 @@ import numpy as np
 from tfspeed.costs.cases import MODELS, Case
 from tfspeed.errors import TfspeedError
 
-_LEAST, _MOST, _SECONDS = 3, 9, 0.15  # repetitions of a case, and what they may take together
+_MOST, _SECONDS = 9, 0.15  # repetitions of a case, and what they may take together
 
 
 def main(threads: int) -> None:
@@ -39,14 +40,16 @@ def _answer(asked: dict, threads: int) -> dict:
         from tfspeed.measure.bandwidth import usual_bandwidth
         return {"bandwidth": [1e9 * usual_bandwidth(threads, size)
                               for size in asked["bandwidth"]]}
-    if "dots" in asked:
+    if "products" in asked:
         from tfspeed.costs import dots
-        return {"dots": dots.measure(asked["dots"], asked["short"]),
-                "unpacking": dots.measure_unpacking(asked["dots"])}
+        return dots.measure_all(asked["products"], asked["short"])
     if "prepare" in asked:
+        if asked["dots"]:
+            from tfspeed.costs import dots
+            dots.compile_all(asked["dots"], asked["short"])
         prepare([Case(**each) for each in asked["prepare"]], threads)
         return {}
-    return observe(Case(**asked["case"]))
+    return observe(Case(**asked["case"]), asked["least"])
 
 
 def prepare(cases: list[Case], threads: int = 1) -> None:
@@ -72,12 +75,12 @@ def _warm_all(cases: list[Case]) -> None:
         _warm(case)
 
 
-def observe(case: Case) -> dict:
+def observe(case: Case, least: int = 3) -> dict:
     """Seconds of the first token and of those after it, of several generations."""
     if (case.model, case.engine) not in _ready:
         prepare([case])
     engine, timings, begin = _warm(case), [], time.perf_counter()
-    while len(timings) < _LEAST or (len(timings) < _MOST
+    while len(timings) < least or (len(timings) < _MOST
                                     and time.perf_counter() - begin < _SECONDS):
         timings.append(_generation(engine, case))
     return {"ttft_s": [t.token_s[0] - t.start_s for t in timings],

@@ -37,16 +37,19 @@ class Observer:
         return [list(pair) for pair in zip(sizes, found, strict=True)]
 
     def products(self, engine: str, short: bool = False) -> dict:
-        """`dots` and `unpacking`, see `dots.measure` and `dots.measure_unpacking`."""
-        return self.ask({"dots": engine, "short": short})
+        """See `dots.measure_all`."""
+        return self.ask({"products": engine, "short": short})
 
-    def prepare(self, cases: list[Case]) -> None:
-        """Makes their models and compiles them, in place of those before."""
-        self.ask({"prepare": [dataclasses.asdict(case) for case in cases]})
+    def prepare(self, cases: list[Case], products: str = "", short: bool = False) -> None:
+        """Makes their models and compiles them, in place of those before; and the products of an
+        engine."""
+        self.ask({"prepare": [dataclasses.asdict(case) for case in cases], "dots": products,
+                  "short": short})
 
-    def observe(self, case: Case) -> dict:
-        """`{"ttft_s": […], "tpot_s": […]}`, one of each generation."""
-        return self.ask({"case": dataclasses.asdict(case)})
+    def observe(self, case: Case, least: int = 3) -> dict:
+        """`{"ttft_s": […], "tpot_s": […]}`, one of each generation, of which there are so many at
+        least."""
+        return self.ask({"case": dataclasses.asdict(case), "least": least})
 
     def ask(self, question: dict) -> dict:
         answer = self._process.ask(question, _SILENT_S)

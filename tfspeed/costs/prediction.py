@@ -14,7 +14,7 @@ from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.cases import ENGINES, PACKED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
-from tfspeed.costs.dots import ITEM_BYTES, Table
+from tfspeed.costs.dots import ITEM_BYTES, Table, measured
 from tfspeed.costs.fused_time import FusedTime
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
@@ -192,5 +192,5 @@ class _Machine:
 
 
 def _table(found: dict, most: dict | None) -> Table:
-    longer = Table(most["dots"], most["unpacking"]) if most else None
-    return Table(found["dots"], found["unpacking"], longer)
+    longer = Table(**measured(most)) if most else None
+    return Table(**measured(found), longer=longer)
