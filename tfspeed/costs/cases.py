@@ -86,8 +86,8 @@ _FUSED_SHORT = [
     ("cal-middle", ("float16",), ((1, 64, 16),)),
     ("cal-large", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
 _FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
-_LITERT = [
-    ("cal-small", _FORMS, ((1, 96, 16), (7, 32, 12))),
+_LITERT = [  # eight rows are one tile of XNNPACK's kernels, or two
+    ("cal-small", _FORMS, ((1, 96, 16), (8, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12))),
     ("cal-middle", ("int8",), ((1, 900, 12),)),
@@ -96,8 +96,7 @@ _LITERT = [
 _LITERT_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16),)),
     ("cal-middle", _FORMS, ((4, 120, 12),)),
-    ("cal-middle", ("int8",), ((1, 64, 16),)),
-    ("cal-large", ("int8",), ((1, 40, 12),))]
+    ("cal-middle", ("int8",), ((1, 64, 16),))]
 _FORMED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     # Eight texts of 300 tokens: without them nothing tells what a step's attention costs.

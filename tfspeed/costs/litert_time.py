@@ -11,7 +11,8 @@ whole capacity of the cache, which grows.
                what seven do. Integers are read `drag` times as long as their bytes should take.
                Halves are floats once LiteRT has loaded them.
     attention  `pair`: mask and softmax of a query and a slot; `mix`: an operation of its products;
-               `copy`: a byte of keys and values, which XNNPACK packs anew for every product
+               `copy`: a byte of keys and values, which XNNPACK packs anew for every product, beside
+               what moves through memory for it
     values     the small operators: `value` each
     layer      starts and barriers of a layer's operators; `call`: of a signature; `choose`: of one
                logit that is handed over and compared
@@ -37,6 +38,7 @@ from tfspeed.litert.session import PREFILLS, capacities
 
 _FLOAT_BYTES = 4
 _CORNER = 2
+_MOVED = 3  # bytes for each one packed: it is read, the place it goes to is fetched, and written
 
 START = {  # seconds; where a fit begins
     "call": 2e-5, "choose": 4e-10, "pair": 1e-9, "mix": 3e-11, "copy": 1e-10,
@@ -130,7 +132,8 @@ class LitertTime:
         cache = 8 * batch * a.dim * (capacity * a.kv_heads + looked * a.source_heads)
         between = (rows * width * c[f"value_{kind}"] + cache * c["copy"]
                    + pairs * (c["pair"] + 4 * a.dim * c["mix"]))
-        return a.layers * c[f"layer_{kind}"] + products + between / self.threads
+        return (a.layers * c[f"layer_{kind}"] + products + between / self.threads
+                + _MOVED * cache / speed)
 
     def product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]

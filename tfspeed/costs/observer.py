@@ -44,16 +44,16 @@ def _answer(asked: dict, threads: int) -> dict:
         from tfspeed.costs import dots
         return dots.measure_all(asked["products"], asked["short"])
     if "prepare" in asked:
-        if asked["dots"]:
-            from tfspeed.costs import dots
-            dots.compile_all(asked["dots"], asked["short"])
-        prepare([Case(**each) for each in asked["prepare"]], threads)
+        prepare([Case(**each) for each in asked["prepare"]], threads, asked["dots"],
+                asked["short"])
         return {}
     return observe(Case(**asked["case"]), asked["least"])
 
 
-def prepare(cases: list[Case], threads: int = 1) -> None:
-    """Leaves the engines of these, made and compiled, and no others; so many models at once."""
+def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool = False) -> None:
+    """Leaves the engines of these, made and compiled, and no others; so many models at once, and
+    the products of an engine beside them."""
+    from tfspeed.costs import dots
     wanted = {(case.model, case.engine) for case in cases}
     for each in set(_ready) - wanted:
         del _ready[each]
@@ -61,7 +61,10 @@ def prepare(cases: list[Case], threads: int = 1) -> None:
     for case in cases:
         groups.setdefault(case.model, []).append(case)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        compiled = pool.submit(dots.compile_all, products, short) if products else None
         list(pool.map(_warm_all, groups.values()))
+        if compiled:
+            compiled.result()
 
 
 def _warm_all(cases: list[Case]) -> None:
