@@ -24,8 +24,8 @@ from tfspeed import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_list("threads", None, "numbers of threads; default: 1 and all cores")
 flags.DEFINE_string("engines", "fused,litert,graph,xla", "engines, joined by commas")
-flags.DEFINE_integer("moments", 1, "how often all is timed, of several the median counts: where "
-                     "other machines share this one's memory", lower_bound=1)
+flags.DEFINE_integer("moments", 1, "how often all is timed, also by --check; of several the "
+                     "median counts: where other machines share this one's memory", lower_bound=1)
 flags.DEFINE_bool("check", False, "predict and measure configurations that no calibration reads")
 flags.DEFINE_bool("check_choice", False,
                   "measure a whole grid beside what the planner chooses of it")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.costs.calibrations import made_up
 from tfspeed.costs import cases, checking, shapes
+from tfspeed.costs.prediction import Predictor
 
 SHAPE = shapes.decoder(cases.MODELS["mini-15m"])
 
@@ -55,6 +56,19 @@ def test_a_check_that_is_interrupted_keeps_its_rows(observer, tmp_path, capsys):
     assert row["least"]["ttft_s"] == 0.1
     assert "3 configurations" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_several_moments_the_median_counts(observer, tmp_path, capsys):
+    written = tmp_path / "check.json"
+    checking.run(made_up(), [1], ["xla"], str(written), str(tmp_path / "check.png"), 3)
+    found = json.loads(written.read_text())["rows"]
+    assert len(found) == 6
+    assert {row["ttft_s"] for row in found} == {0.2}
+    assert {row["least"]["ttft_s"] for row in found} == {0.1}
+    assert "6 configurations" in capsys.readouterr().out
+    seen = [{"ttft_s": [s], "tpot_s": [s]} for s in (0.3, 0.1, 0.2)]
+    case = next(case for case in cases.held_out(1) if case.engine == "xla")
+    assert checking._row(Predictor(made_up()), case, seen)["tpot_s"] == 0.2
 
 
 @pytest.mark.parametrize("left", [5, 42])

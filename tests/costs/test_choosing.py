@@ -1,11 +1,12 @@
 """What is chosen by predictions is judged by what was measured."""
 
 import dataclasses
+import threading
 
 import pytest
 
 from tests.costs.calibrations import made_up
-from tfspeed.costs import calibrating, cases, choosing, observing, shapes
+from tfspeed.costs import calibrating, cases, choosing, observer, observing, shapes
 from tfspeed.costs.prediction import Predictor
 from tfspeed.errors import TfspeedError
 
@@ -47,6 +48,41 @@ def test_a_bound_that_only_the_prediction_keeps(points):
     assert any(not row["allowed"] for row in rows.values())
 
 
+def test_an_observer_that_fails_ends_those_that_are_busy(monkeypatch):
+    ended = threading.Event()
+
+    class Fake:
+        def __init__(self, threads):
+            self.threads = threads
+
+        def prepare(self, cases, products, short):
+            if self.threads == 1:
+                raise TfspeedError("no memory", threads=1)
+            assert ended.wait(30)
+
+        def close(self):
+            ended.set()
+
+    monkeypatch.setattr(observing, "Observer", Fake)
+    monkeypatch.setattr(calibrating.loopback, "measure", lambda: None)
+    with pytest.raises(TfspeedError, match="no memory"):
+        calibrating.calibrate([1, 2], ["graph"], calibrating.Progress())
+    assert ended.is_set()
+
+
+@pytest.mark.slow
+def test_models_are_made_and_compiled_side_by_side():
+    some = [cases.Case(model, engine, 2, 1, 20, 4) for model in ("cal-small", "cal-thin")
+            for engine in ("graph", "xla", "litert:int8", "fused")]
+    observer.prepare(some, 2, "graph", short=True)
+    assert set(observer._ready) == {(case.model, case.engine) for case in some}
+    for case in some:
+        times = observer.observe(case, 2)
+        assert all(seconds > 0 for name in cases.METRICS for seconds in times[name])
+    observer.prepare([], 2)
+    assert not observer._ready
+
+
 def test_an_observer_that_does_not_start_leaves_none_behind(monkeypatch):
     closed = []
 
@@ -55,10 +91,7 @@ def test_an_observer_that_does_not_start_leaves_none_behind(monkeypatch):
             if threads == 2:
                 raise TfspeedError("no such threads", threads=threads)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
+        def close(self):
             closed.append(self)
 
     monkeypatch.setattr(observing, "Observer", Fake)

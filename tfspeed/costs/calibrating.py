@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tfspeed.costs import cases, loopback, observing
 from tfspeed.costs.cases import METRICS, PACKED, Case
@@ -56,7 +56,14 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
 
 def _at_once(ask: Callable[[Observer], object], observers: list[Observer]) -> None:
     with ThreadPoolExecutor(len(observers)) as pool:
-        list(pool.map(ask, observers))
+        try:
+            for future in wait([pool.submit(ask, each) for each in observers],
+                               return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except BaseException:
+            for each in observers:  # or the pool would wait for those that are still busy
+                each.close()
+            raise
 
 
 class Seen:

@@ -1,12 +1,13 @@
 """How long a prefill and a step take under `graph` and `xla`.
 
 Products come from a table of what they take on this machine (`dots.py`), which knows too what it
-takes to unpack a matrix of integers first; `products` corrects both for running among other
-operators. Between them lies a cost each of a layer (its operators), of a query and slot in
-attention (`pair`: mask and softmax, for every slot of the capacity; `mix`: an operation of its two
-products), of a value that goes through the small operators (`value`), of a byte of the caches
-(`copy`: a step gives back new ones) and of a call. Prefill and step have constants of their own: a
-prompt's operators are split over threads, those of one token are not.
+takes to unpack a matrix of integers first, or to multiply a narrow one; `products` corrects that
+for running among other operators, but not what 16 bits take beyond it. Between them lies a cost
+each of a layer (its operators), of a query and slot in attention (`pair`: mask and softmax, for
+every slot of the capacity; `mix`: an operation of its two products), of a value that goes through
+the small operators (`value`), of a byte of the caches (`copy`: a step gives back new ones) and of a
+call. Prefill and step have constants of their own: a prompt's operators are split over threads,
+those of one token are not.
 
 An encoder is read as a prompt is, without caches; cross-attention as attention over the source, and
 as half a layer more. Nothing is fitted to either.

@@ -16,7 +16,7 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
 All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
 products get, where a step's bytes lie near (64 MB), far (256 MB) and beyond (600 MB); and `blunt`,
 how well floats are read while others are multiplied (their kernel keeps no more than one panel
-ahead).
+ahead), `blunt_row`, how well integers are while a single row waits for its sums.
 """
 
 import dataclasses

@@ -65,9 +65,7 @@ class LitertTime:
     def latency(self, shape: Shape, batch: int, prompt: int,
                 new_tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of one of those after it in the mean."""
-        sizes = capacities(shape.config, prompt + new_tokens)
-        if shape.source:
-            sizes.insert(0, seq2seq.SMALLEST)
+        sizes = _sizes(shape, prompt + new_tokens)
         slots = range(prompt, prompt + max(1, new_tokens - 1))
         steps = Counter(next(size for size in sizes if size > slot) for slot in slots)
         spent = sum(count * self.call(shape, batch, 1, size) for size, count in steps.items())
@@ -92,7 +90,7 @@ class LitertTime:
 
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text, with logits of each."""
-        sizes = capacities(shape.config, prompt + new_tokens)
+        sizes = _sizes(shape, prompt + new_tokens)
         size = next(s for s in sizes if s > prompt + new_tokens / 2)
         return self.call(shape, 1, count, size, chooses=True)
 
@@ -142,6 +140,12 @@ class LitertTime:
                                                               c[f"multiply_{kind}"] * rows)
         reading = _nbytes(matrix) / speed * (c["drag"] if matrix.bits <= 8 else 1)
         return longer(computing, reading, _CORNER)
+
+
+def _sizes(shape: Shape, needed: int) -> list[int]:
+    """Capacities that a cache grows through."""
+    smallest = [seq2seq.SMALLEST] if shape.source else []
+    return smallest + capacities(shape.config, needed)
 
 
 def pieces(tokens: int, capacity: int, lengths: tuple[int, ...] = PREFILLS) -> list[int]:

@@ -29,6 +29,10 @@ class Observer:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process; what is asked of it ends with an error."""
         self._process.close()
 
     def bandwidth(self, sizes: list[int]) -> list[list[float]]:
@@ -68,17 +72,18 @@ def starting(threads: list[int]) -> Iterator[Callable[[], list[Observer]]]:
     """Starts one of each, together: importing TensorFlow takes seconds, and one that is not asked
     sleeps. Gives what waits for them; closes them all at the end."""
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(threads)) as pool:
-        futures = [pool.submit(Observer, count) for count in threads]
+        futures = []
+        for count in threads:
+            futures.append(pool.submit(Observer, count))
+            stack.callback(_close, futures[-1])
 
         def started() -> list[Observer]:
             failed = [future for future in futures if future.exception()]
             return [future.result() for future in failed or futures]
 
-        for future in futures:
-            stack.callback(_close, future)
         yield started
 
 
 def _close(future) -> None:
     if not future.exception():
-        future.result().__exit__()
+        future.result().close()

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from tfspeed.costs.cases import PACKED
 from tfspeed.costs.memory import CALIBRATION_TOKENS
 from tfspeed.litert.formats import Formats
 from tfspeed.litert.packed_cache import kept
 from tfspeed.litert.smooth import calibration_tokens
 from tfspeed.models.decoder import Decoder
-
-_PACKED = "fused", "litert"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +28,14 @@ class Origin:
 def of(model, engines: Iterable[str] = ()) -> Origin:
     """Of a `LanguageModel`; `engines`: names, of which is said whether its weights are kept."""
     tokens = calibration_tokens(model.tokenizer, model.vocabulary_size, model.context_length).size
-    mine = {name for name in engines if name.partition(":")[0] in _PACKED
-            and isinstance(model.keras_model, Decoder) and kept(model, Formats.of_engine(name))}
+    asked: dict[str, bool] = {}  # by formats: to know, all weights are looked through
+    for name in engines:
+        if name.partition(":")[0] in PACKED and isinstance(model.keras_model, Decoder):
+            formats = name.partition(":")[2]
+            if formats not in asked:
+                asked[formats] = kept(model, Formats.of_engine(name))
+    mine = {name for name in engines if name.partition(":")[0] in PACKED
+            and asked.get(name.partition(":")[2])}
     return Origin(tokens, _mapped(model.source), frozenset(mine))
 
 

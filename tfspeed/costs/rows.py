@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from tfspeed.cluster.addresses import from_environment
-from tfspeed.costs import calibration, drafts, memory, seq2seq_shapes, shapes, workers
+from tfspeed.costs import calibration, drafts, memory, origin, seq2seq_shapes, shapes, workers
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.devices import default_device
 from tfspeed.errors import TfspeedError
@@ -49,10 +49,13 @@ def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
     said = {name: found[name] for name in _LATENCIES if name in found}
     if shape.source or "+" in row["strategy"]:  # memory is known of one strategy, of decoders
         return said
-    applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape)
+    begin = origin.of(original)
+    applying = memory.applying(row["strategy"].partition("(")[0], shapes.of(original), shape,
+                               begin.tokens)
     if applying is not None:
         rounded = rounded_here(getattr(engine, "packed", None))
-        need = memory.needed(shape, engine.name, *dataclasses.astuple(load), rounded).total
+        need = memory.needed(shape, engine.name, *dataclasses.astuple(load), rounded,
+                             begin.tokens, begin.file).total
         said["peak_rss_bytes"] = max(need, applying)
     return said
 

@@ -108,8 +108,8 @@ class Shape:
         part = decoder(dataclasses.replace(
             c, num_heads=c.num_heads // c.num_kv_heads * heads, num_kv_heads=heads,
             mlp_dim=share(c.mlp_dim), mlp_dims=tuple(map(share, c.mlp_dims)),
-            layer_kv_heads=tuple(map(share, c.layer_kv_heads))), self.name)
-        return dataclasses.replace(part, head=self.head)
+            layer_kv_heads=tuple(map(share, c.layer_kv_heads))), self.name, self.head.bits)
+        return dataclasses.replace(part, head=self.head, compute=self.compute)
 
     def thinned(self, rank_share: float) -> "Shape":
         """With two thin matrices in place of each of the layers' where that saves: together they

@@ -38,7 +38,11 @@ class PipelineEngine(Engine):
         calls: what a call takes, in words, by kind.
         chains, operators: of the leader, see `traced.chains`; nodes have the seconds measured here.
         wall_s: of all that stages ran since `seconds` was asked for.
+        whole: a `costs.shapes.Shape` of the model before other workers had its layers; None where
+            it is not known.
     """
+
+    whole = None
 
     def __init__(self, inner: Engine, stages, microbatches: int):
         self._ring, self._factory = stages, factory.stages(inner)
