@@ -58,11 +58,18 @@ def test_plans(calibrated):
 @needs_glassllm
 @pytest.mark.slow
 def test_what_a_plan_prints_runs_and_is_predicted(calibrated):
-    flags = "--model=glassllm --workers=2 --batch=2 --prompt_tokens=24 --new_tokens=8"
+    one_each = {quality.strategy: quality for quality in qualities()}.values()
+    # As if each strategy had been measured, and better than those before: all are on the front.
+    seen = [{"model": "glassllm", "strategy": quality.made().label, "engine": quality.engine,
+             "perplexity_delta": -0.01 * i} for i, quality in enumerate(one_each)]
+    (calibrated / "seen.json").write_text(json.dumps({"rows": seen}))
+    flags = ("--model=glassllm --workers=2 --batch=2 --prompt_tokens=24 --new_tokens=8 "
+             "--results=seen.json")
     assert forked.calls("plan.py", [flags.split()], calibrated)[0][0] == 0
     rows = json.loads((calibrated / "plan.json").read_text())
     commands = {(row["strategy"], row["engine"], row["workers"]): row["command"] for row in rows}
-    assert len({strategy for strategy, *_ in commands}) > 1
+    assert {strategy for strategy, *_ in commands} == {q.strategy for q in one_each}
+    assert len({strategy for strategy, *_ in commands}) > 2
     for (strategy, engine, _), command in commands.items():
         words = shlex.split(command.replace("python ", f"{sys.executable} {ROOT}/", 1))
         done = subprocess.run([*words, "--repetitions=1", "--eval_tokens=256",
