@@ -7,8 +7,9 @@
     python scripts/calibrate.py --engines=fused    leaves out the others: two thirds of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
-engine: see tfspeed/costs. Nothing else should run meanwhile. A calibration is of a machine, its
-cores, TensorFlow's version and our kernels: where one of them is another, it is refused.
+engine: see tfspeed/costs. Nothing else should run meanwhile, and 6 GB be free. A calibration is of
+a machine, its cores, TensorFlow's version and our kernels: where one of them is another, it is
+refused.
 
 Exit codes: 0; 2 for a mistake in the flags or no calibration that can be checked; 130 after Ctrl-C.
 """
