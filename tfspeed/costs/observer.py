@@ -11,6 +11,7 @@ Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `
 
 import concurrent.futures
 import functools
+import gc
 import json
 import sys
 import time
@@ -57,6 +58,7 @@ def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool
     wanted = {(case.model, case.engine) for case in cases}
     for each in set(_ready) - wanted:
         del _ready[each]
+    gc.collect()  # models are cycles
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.model, []).append(case)
