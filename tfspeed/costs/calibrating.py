@@ -34,8 +34,12 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
     steps = sum(1 + sum(2 + len(plan[count][engine]) for count in threads) for engine in engines)
     with bar.task("calibrating", moments * steps) as advance, \
             observing.starting(threads) as started:
-        from tfspeed.costs import calibration, constants  # TensorFlow, while they import it too
+        # They import TensorFlow, while the others do.
+        from tfspeed.costs import calibration, constants
+        from tfspeed.litert import compiler
         calibration.check_writable()
+        if "fused" in engines:
+            compiler.library()  # the first time it is compiled: once, not by each of them
         observers = started()
         for engine in engines * moments:
             advance(f"preparing {engine}")
