@@ -175,6 +175,20 @@ def test_a_fit_finds_the_constants():
     assert firm["byte"] > 10 * found["byte"]  # it stays where it began
 
 
+def test_small_models_are_timed_again_later():
+    class Later:
+        def observe(self, case, least):
+            return {"ttft_s": [2e-3], "tpot_s": [5e-4]}
+
+    case, seen = cases.calibration("fused", 2)[-1], calibrating.Seen(["fused"])
+    assert case.model in cases.SMALL
+    seen.times["fused"][case] = [{"ttft_s": [1e-3], "tpot_s": [6e-4]},
+                                 {"ttft_s": [4e-3], "tpot_s": [4e-4]}]
+    calibrating._look_again(Later(), [case], seen)
+    assert seen.times["fused"][case] == [{"ttft_s": [1e-3], "tpot_s": [6e-4]},
+                                         {"ttft_s": [4e-3, 2e-3], "tpot_s": [4e-4, 5e-4]}]
+
+
 @pytest.mark.parametrize("moments", [1, 2])
 def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
     asked = []

@@ -41,14 +41,19 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
         if "fused" in engines:
             compiler.library()  # the first time it is compiled: once, not by each of them
         observers = started()
+        again: list[Case] = []  # small ones of the engine before
         for engine in engines * moments:
             advance(f"preparing {engine}")
-            _at_once(lambda each, engine=engine: each.prepare(
-                plan[each.threads][engine], "" if engine in PACKED else engine,
-                each is not observers[0]), observers)
+            _at_once(lambda each, engine=engine, again=again: each.prepare(
+                [*plan[each.threads][engine], *(again if each is observers[0] else [])],
+                "" if engine in PACKED else engine, each is not observers[0]), observers)
             for observer in observers:
                 _look(observer, engine, plan[observer.threads][engine],
                       observer is not observers[0], seen[observer.threads], advance)
+            _look_again(observers[0], again, seen[threads[0]])
+            again = [case for case in plan[threads[0]][engine]
+                     if engine == "fused" and case.model in cases.SMALL]
+        _look_again(observers[0], again, seen[threads[0]])
     found, fits = {}, {}
     for count in threads:
         found[count], fits[str(count)] = constants.fitted(seen[count],
@@ -89,18 +94,16 @@ def _look(observer: Observer, engine: str, chosen: list[Case], short: bool, seen
     advance(f"{observer.threads} threads: products of {engine}")
     if engine not in PACKED:
         seen.products[engine].append(observer.products(engine, short))
-    found = {}
     for case in chosen:
         advance(f"{observer.threads} threads: {case.engine}, {case.model}")
-        found[case] = observer.observe(case, _LEAST)
-    if engine == "fused" and not short:
-        found |= {case: _timed_again(observer, case, found[case]) for case in chosen
-                  if case.model in cases.SMALL}
-    for case, times in found.items():
-        seen.times[engine].setdefault(case, []).append(times)
+        seen.times[engine].setdefault(case, []).append(observer.observe(case, _LEAST))
 
 
-def _timed_again(observer: Observer, case: Case, seen: dict) -> dict:
-    """With what it takes a little later: small models run in no time."""
-    again = observer.observe(case, _LEAST)
-    return {name: [*seen[name], *again[name]] for name in METRICS}
+def _look_again(observer: Observer, chosen: list[Case], seen: Seen) -> None:
+    """What they take some seconds later, as of the same moment: small models run in no time, and
+    a machine that was disturbed then may not be any more."""
+    for case in chosen:
+        later = observer.observe(case, _LEAST)
+        times = seen.times["fused"][case][-1]
+        for name in METRICS:
+            times[name] = [*times[name], *later[name]]
