@@ -9,9 +9,10 @@ from tests.conftest import tiny_decoder
 from tests.costs.calibrations import made_up
 from tfspeed.costs import cases, formulas, memory, origin, planner, shapes, workers
 from tfspeed.costs.budget import Budget, why_none
+from tfspeed.costs.cases import ENGINES
 from tfspeed.costs.communication import Link
 from tfspeed.costs.origin import Origin
-from tfspeed.costs.prediction import ENGINES, Load, Predictor
+from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import qualities, read_rows
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import fused_plan, packed_cache

@@ -40,20 +40,7 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
         calibration.check_writable()
         if "fused" in engines:
             compiler.library()  # the first time it is compiled: once, not by each of them
-        observers = started()
-        again: list[Case] = []  # small ones of the engine before
-        for engine in engines * moments:
-            advance(f"preparing {engine}")
-            _at_once(lambda each, engine=engine, again=again: each.prepare(
-                [*plan[each.threads][engine], *(again if each is observers[0] else [])],
-                "" if engine in PACKED else engine, each is not observers[0]), observers)
-            for observer in observers:
-                _look(observer, engine, plan[observer.threads][engine],
-                      observer is not observers[0], seen[observer.threads], advance)
-            _look_again(observers[0], again, seen[threads[0]])
-            again = [case for case in plan[threads[0]][engine]
-                     if engine == "fused" and case.model in cases.SMALL]
-        _look_again(observers[0], again, seen[threads[0]])
+        _measure(started(), plan, engines * moments, seen, advance)
     found, fits = {}, {}
     for count in threads:
         found[count], fits[str(count)] = constants.fitted(seen[count],
@@ -61,6 +48,25 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return calibration.Calibration(calibration.fingerprint(), made, time.perf_counter() - begin,
                                    found, fits, dataclasses.asdict(link))
+
+
+def _measure(observers: list[Observer], plan: dict[int, dict[str, list[Case]]],
+             engines: list[str], seen: dict[int, "Seen"], advance) -> None:
+    """All engines in their order, each by all observers, of which the first has the most to do."""
+    first = observers[0]
+    again: list[Case] = []  # small ones of the engine before
+    for engine in engines:
+        advance(f"preparing {engine}")
+        _at_once(lambda each, engine=engine, again=again: each.prepare(
+            plan[each.threads][engine] + (again if each is first else []),
+            "" if engine in PACKED else engine, each is not first), observers)
+        for observer in observers:
+            _look(observer, engine, plan[observer.threads][engine], observer is not first,
+                  seen[observer.threads], advance)
+        _look_again(first, again, seen[first.threads])
+        again = [case for case in plan[first.threads][engine]
+                 if engine == "fused" and case.model in cases.SMALL]
+    _look_again(first, again, seen[first.threads])
 
 
 def _at_once(ask: Callable[[Observer], object], observers: list[Observer]) -> None:

@@ -15,6 +15,7 @@ is mapped, and its pages count like any others. TensorFlow never gives back what
 
 import dataclasses
 
+from tfspeed.costs.cases import PACKED
 from tfspeed.costs.computation import padded_lengths
 from tfspeed.costs.fused_time import ROWS
 from tfspeed.costs.matrices import up_to
@@ -92,10 +93,10 @@ def needed(shape: Shape, engine: str, batch: int, prompt: int, new_tokens: int,
         TfspeedError: nothing is known of the engine.
     """
     variables, kind = variable_bytes(shape), engine.partition(":")[0]
-    if kind not in ("fused", "litert", *_FUNCTIONS) or (kind == "fused" and not shape.attention):
+    if kind not in (*PACKED, *_FUNCTIONS) or (kind == "fused" and not shape.attention):
         raise TfspeedError("Nothing is known of this engine's memory.", engine=engine,
                            model=shape.name)
-    if kind in ("fused", "litert"):
+    if kind in PACKED:
         formats = Formats.of_engine(engine)
         stored = shape.stored(formats)
         made = _litert if kind == "litert" else _fused

@@ -54,7 +54,6 @@ def _answer(asked: dict, threads: int) -> dict:
 def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool = False) -> None:
     """Leaves the engines of these, made and compiled, and no others; so many models at once, and
     the products of an engine beside them."""
-    from tfspeed.costs import dots
     wanted = {(case.model, case.engine) for case in cases}
     for each in set(_ready) - wanted:
         del _ready[each]
@@ -62,11 +61,12 @@ def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.model, []).append(case)
+    tasks = [functools.partial(_warm_all, group) for group in groups.values()]
+    if products:
+        from tfspeed.costs import dots
+        tasks.insert(0, functools.partial(dots.compile_all, products, short))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        compiled = pool.submit(dots.compile_all, products, short) if products else None
-        list(pool.map(_warm_all, groups.values()))
-        if compiled:
-            compiled.result()
+        list(pool.map(lambda task: task(), tasks))
 
 
 def _warm_all(cases: list[Case]) -> None:

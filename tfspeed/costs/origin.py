@@ -1,6 +1,7 @@
 """What a model's memory depends on beside its shape: its files, its text, what is kept of it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,14 +29,12 @@ class Origin:
 def of(model, engines: Iterable[str] = ()) -> Origin:
     """Of a `LanguageModel`; `engines`: names, of which is said whether its weights are kept."""
     tokens = calibration_tokens(model.tokenizer, model.vocabulary_size, model.context_length).size
-    asked: dict[str, bool] = {}  # by formats: to know, all weights are looked through
-    for name in engines:
-        if name.partition(":")[0] in PACKED and isinstance(model.keras_model, Decoder):
-            formats = name.partition(":")[2]
-            if formats not in asked:
-                asked[formats] = kept(model, Formats.of_engine(name))
+    @functools.cache  # to know, all weights are looked through
+    def here(formats: Formats) -> bool:
+        return kept(model, formats)
+
     mine = {name for name in engines if name.partition(":")[0] in PACKED
-            and asked.get(name.partition(":")[2])}
+            and isinstance(model.keras_model, Decoder) and here(Formats.of_engine(name))}
     return Origin(tokens, _mapped(model.source), frozenset(mine))
 
 
