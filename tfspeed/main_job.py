@@ -48,8 +48,10 @@ def run(flags) -> int | None:
     calibration = read_calibration(flags)
     threads = set_threads(flags.threads)
     chose, plain = flags.strategy == auto.NAME, flags.engine.partition(":")[0]
+    rivals: list = []
     if chose:
-        Progress().say(auto.choose(flags, workload, threads))
+        said, rivals = auto.choose(flags, workload, threads)
+        Progress().say(said)
     strategy = cli.make_strategy(flags.strategy)
     if flags.explain:
         explain.check(strategy)
@@ -62,7 +64,7 @@ def run(flags) -> int | None:
             return answers_job.run(flags, prompts, strategy, calibration, sampling,
                                    workload.new_tokens)
         return measure(flags, strategy, workload, settings, sampling, text, calibration, threads,
-                       auto_over=plain if chose else None)
+                       auto_over=plain if chose else None, rivals=rivals)
 
     join = cluster_job.member_of(flags, strategy)
     if join is not None:
@@ -71,17 +73,19 @@ def run(flags) -> int | None:
 
 
 def measure(flags, strategy, workload, settings, sampling, text, calibration, threads,
-            auto_over: str | None = None) -> int | None:
+            auto_over: str | None = None, rivals=()) -> int | None:
     """Measures the strategy beside the baseline and reports; returns an exit code.
 
     Args:
         auto_over: the baseline's engine where the planner has chosen; None: the strategy's.
+        rivals: points that the planner could not tell from its choice, measured as well.
     """
     bar = Progress()
     candidates: list[Candidate] = []
     rows: list[dict] = []
     try:
-        prepare_all(candidates, flags, strategy, workload, text, bar, calibration, auto_over)
+        prepare_all(candidates, flags, strategy, workload, text, bar, calibration, auto_over,
+                    rivals)
         hold_baseline(candidates[0], flags.cores_for_baseline)
         if flags.prompt is not None:
             answer(candidates[-1].engine, flags.prompt, workload.new_tokens, sampling)
@@ -124,11 +128,13 @@ def explicit(flags, name: str):
 
 
 def prepare_all(candidates, flags, strategy, workload, text, bar, calibration,
-                plain: str | None = None) -> None:
-    """Appends to `candidates`: the float32 baseline, then the strategy unless it is the same, or
-    with --every_step what it is after each of its parts."""
+                plain: str | None = None, rivals=()) -> None:
+    """Appends to `candidates`: the float32 baseline, its rivals, then the strategy unless it is the
+    same, or with --every_step what it is after each of its parts."""
     plain = plain or flags.engine.partition(":")[0]  # the same engine, float32 weights
     plans = [(strategies.create("baseline"), "float32", plain)]
+    plans += [(point.quality.made(), "float32", point.quality.engine) for point in rivals
+              if point.quality.engine != plain]
     if flags.strategy != "baseline" or flags.dtype != "float32" or flags.engine != plain:
         steps = strategy.steps() if flags.every_step else [strategy]
         plans += [(step, flags.dtype, flags.engine) for step in steps]

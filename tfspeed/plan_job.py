@@ -45,7 +45,7 @@ def run(flags) -> int | None:
     check_writable(flags.output)
     budget = Budget(flags.ttft_ms, flags.tpot_ms, flags.max_perplexity_increase, flags.ram_gb)
     rows = qualities.read_rows(flags.results)
-    predictor = Predictor(calibration.load())
+    predictor = Predictor(calibration.load()).now()
     model = load(flags.model)
     workload = workload.fitted(model)
     shape = shapes.of(model)

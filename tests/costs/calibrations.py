@@ -15,12 +15,13 @@ def made_up(**changes) -> Calibration:
         dots += [[rows, 5e6, head, dtype, (rows + 10) * times * 1e-11 / count]
                  for dtype, times in (("float16", 3), ("bfloat16", 0.5)) for rows in (1, 4)
                  for head in (0, 1) if count == 2]
-        compiled = {"constants": dict(compiled_time.START), "dots": dots,
-                    "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count},
-                    "narrow": [[1, 2e-10 / count], [96, 1e-9 / count]]}
+        compiled = {engine: {"constants": dict(start), "dots": dots,
+                             "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count},
+                             "narrow": [[1, 2e-10 / count], [96, 1e-9 / count]]}
+                    for engine, start in compiled_time.STARTS.items()}
         threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
                           **{kind: dict(start) for kind, start in STARTS.items()},
-                          "graph": compiled, "xla": compiled}
+                          **compiled}
     values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,
               "threads": threads, "fits": {},
               "link": {"alpha_s": 5e-5, "bytes_per_s": 3e9}}

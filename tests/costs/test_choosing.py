@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.costs.calibrations import made_up
-from tfspeed.costs import calibrating, cases, choosing, observer, observing, shapes
+from tfspeed.costs import calibrating, cases, choosing, observer, observing, planner, shapes
 from tfspeed.costs.prediction import Predictor
 from tfspeed.errors import TfspeedError
 
@@ -19,8 +19,8 @@ def points():
 
 def as_measured(points, **slower):
     """The same times, but for an engine that takes so many times as long."""
-    return [choosing.measured(p, {"ttft_s": [p.ttft_s], "tpot_s": [
-        p.tpot_s * slower.get(p.quality.engine.replace(":", "_"), 1)]}) for p in points]
+    return [choosing.measured(p, [{"ttft_s": [p.ttft_s], "tpot_s": [
+        p.tpot_s * slower.get(p.quality.engine.replace(":", "_"), 1)]}]) for p in points]
 
 
 def test_the_grid_has_every_engine_thread_and_batch(points):
@@ -40,6 +40,32 @@ def test_a_choice_that_is_slower_than_predicted_is_behind(points):
     assert found["chosen"].startswith("fused:int8")
     assert not found["best"].startswith("fused:int8")
     assert found["behind"] > 0.5
+
+
+def test_a_glance_tells_contenders_apart(points):
+    goal = choosing.goals()[0]
+    best, other = sorted(points, key=goal.cost)[:2]
+    close = [dataclasses.replace(p, e2e_s=1.1 * best.e2e_s) if p is other else p for p in points]
+    rivals = choosing.contenders(goal, close)
+    assert rivals[0] == best
+    assert 2 <= len(rivals) <= 4
+    assert max(map(goal.cost, rivals)) <= (1 + planner.DOUBT) * goal.cost(best)
+    glances = {choosing.case(best): dataclasses.replace(best, e2e_s=2 * best.e2e_s)}
+    assert choosing.choose(goal, close, {}) == best
+    assert choosing.choose(goal, close, glances) == rivals[1]
+
+
+def test_a_glance_sees_whether_a_bound_is_kept(points):
+    goal = choosing.goals()[-1]
+    limit = 0.032
+    close = [dataclasses.replace(p, tpot_s=limit * (1 + i / 20)) for i, p in enumerate(points)]
+    rivals = choosing.contenders(goal, close)
+    assert all(p.tpot_s <= limit * (1 + planner.DOUBT) for p in rivals)
+    glances = {choosing.case(p): dataclasses.replace(p, tpot_s=p.tpot_s / 1.2) for p in rivals}
+    assert choosing.choose(goal, close, glances) == max(rivals, key=lambda p: p.output_tokens_per_s)
+    broken = {choosing.case(p): dataclasses.replace(p, tpot_s=2 * p.tpot_s) for p in rivals}
+    assert choosing.choose(goal, close, broken).tpot_s == min(p.tpot_s for p in rivals)
+    assert choosing.choose(goal, [dataclasses.replace(p, tpot_s=1.0) for p in points], {}) is None
 
 
 def test_a_bound_that_only_the_prediction_keeps(points):
@@ -77,7 +103,7 @@ def test_models_are_made_and_compiled_side_by_side():
     observer.prepare(some, 2, "graph", short=True)
     assert set(observer._ready) == {(case.model, case.engine) for case in some}
     for case in some:
-        times = observer.observe(case, 2)
+        times = observer.observe(case)
         assert all(seconds > 0 for name in cases.METRICS for seconds in times[name])
     observer.prepare([], 2)
     assert not observer._ready

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -33,6 +34,7 @@ from tfspeed.costs import (
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.communication import Link
 from tfspeed.costs.dots import Table
+from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.prediction import Bandwidth, Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
@@ -158,6 +160,35 @@ def test_a_prompt_goes_through_the_signatures_that_a_session_calls(monkeypatch):
     assert litert_time.pieces(0, 256) == []
 
 
+def test_what_a_cache_keeps_of_a_step():
+    constants = {"cache": 32e6, "reach_cache": 1.0, "reach_memory": 1.0}
+
+    def speed(read):
+        return fused_time.reached(constants, lambda size: 3e10 if size > 1e8 else 1.2e11, read)
+
+    assert speed(1e6) == pytest.approx(1.2e11, rel=1e-3)
+    assert speed(32e6) == pytest.approx(2 / (1 / 3e10 + 1 / 1.2e11))  # half of it
+    assert speed(2e9) == pytest.approx(3e10, rel=1e-3)
+    speeds = [speed(read) for read in np.geomspace(1e6, 1e9, 30)]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_few_rows_hide_behind_what_is_read(bits):
+    """The next panel is fetched while later tiles of rows meet this one, as far as it goes."""
+    def product(inputs, rows, speed):
+        matrix = Matrix("wide", inputs, 16 * 1024, bits=bits)
+        made = fused_time.FusedTime(dict(fused_time.START), lambda size: speed, 2, 2)
+        return made._product(matrix, rows, speed), matrix.nbytes / speed
+
+    seconds, reading = product(512, 3, 2e9)  # a panel of 8 kB, and memory that is slow
+    assert reading < seconds < 1.05 * reading
+    seconds, reading = product(8192, 3, 2e9)
+    assert seconds > 1.05 * reading
+    quick, _ = product(512, 3, 1e15)
+    assert product(512, 3, 2e9)[0] > quick
+
+
 def test_a_fit_finds_the_constants():
     true = {"call": 3e-4, "byte": 2e-10, "unused": 1e-3}
     sizes = np.geomspace(1e4, 1e9, 12)
@@ -175,23 +206,22 @@ def test_a_fit_finds_the_constants():
     assert firm["byte"] > 10 * found["byte"]  # it stays where it began
 
 
-def test_small_models_are_timed_again_later():
-    class Later:
-        def observe(self, case, least):
-            return {"ttft_s": [2e-3], "tpot_s": [5e-4]}
-
-    case, seen = cases.calibration("fused", 2)[-1], calibrating.Seen(["fused"])
-    assert case.model in cases.SMALL
-    seen.times["fused"][case] = [{"ttft_s": [1e-3], "tpot_s": [6e-4]},
-                                 {"ttft_s": [4e-3], "tpot_s": [4e-4]}]
-    calibrating._look_again(Later(), [case], seen)
-    assert seen.times["fused"][case] == [{"ttft_s": [1e-3], "tpot_s": [6e-4]},
-                                         {"ttft_s": [4e-3, 2e-3], "tpot_s": [4e-4, 5e-4]}]
+def test_what_is_timed_is_timed_in_turns(monkeypatch):
+    asked = []
+    monkeypatch.setattr(observing.Observer, "__init__", lambda self: None)
+    monkeypatch.setattr(observing.Observer, "ask", lambda self, question: asked.append(
+        question.get("case", {}).get("engine", next(iter(question)))) or {
+            "ttft_s": [1.0], "tpot_s": [1.0], "bandwidth": [2e10, 1e10]})
+    some = [cases.Case("cal-thin", engine, 2, 1, 8, 4) for engine in ("graph", "xla")]
+    seen = list(observing.Observer().in_turns(some, 2))
+    assert [case for case, _ in seen] == some * 2
+    assert asked == ["prepare", *["bandwidth", "graph", "xla"] * 2]
+    assert seen[0][1]["bandwidth"] == [[fused_time.CACHED, 2e10], [fused_time.UNCACHED, 1e10]]
 
 
 @pytest.mark.parametrize("moments", [1, 2])
 def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
-    asked = []
+    asked, timed = [], []
 
     class Fake(contextlib.nullcontext):
         def __init__(self, threads):
@@ -210,7 +240,8 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
         def products(self, engine, short):
             return dots.measured(made_up().threads[self.threads][engine])
 
-        def observe(self, case, least):
+        def observe(self, case):
+            timed.append((self.threads, case.engine))
             return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02]}
 
     monkeypatch.setattr(observing, "Observer", Fake)
@@ -218,6 +249,9 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
     made = calibrating.calibrate([1, 2], ["graph", "xla"], Progress(), moments)
     assert asked == [{"graph"}] * 2 + [{"xla"}] * 2 + ([{"graph"}] * 2 + [{"xla"}] * 2) * (
         moments - 1)
+    turns = [turn for turn, _ in itertools.groupby(timed)]
+    assert turns == [(2, "graph"), (1, "graph")] * 2 + [(2, "xla"), (1, "xla")] * 2 + (
+        turns[:8] if moments == 2 else [])
     assert {count: set(found) for count, found in made.threads.items()} == {
         count: {"bandwidth", "graph", "xla"} for count in (1, 2)}
     calibration.save(made)

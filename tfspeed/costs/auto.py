@@ -1,4 +1,5 @@
-"""`--strategy=auto`: the planner's best point, measured beside the baseline before it counts."""
+"""`--strategy=auto`: the planner's best point, and what it cannot tell from it, measured beside the
+baseline before one of them counts."""
 
 import gc
 
@@ -15,9 +16,10 @@ NAME = "auto"
 _MARGIN = 0.5  # of a gate, that a prior of another model or text may use up
 
 
-def choose(flags, workload, threads: int) -> str:
+def choose(flags, workload, threads: int) -> tuple[str, list[Point]]:
     """Puts the strategy, its options and the engine that are done first into the flags, among
-    those whose quality lies well within their gate; returns what is said of it.
+    those whose quality lies well within their gate; returns what is said of it, and the others
+    that are to be measured too.
 
     Raises:
         TfspeedError: there is no calibration, or an option contradicts the choice.
@@ -25,12 +27,12 @@ def choose(flags, workload, threads: int) -> str:
     if flags.dtype != "float32" or flags.every_step:
         raise TfspeedError("--strategy=auto chooses by itself: --dtype and --every_step do not go "
                            "with it.", dtype=flags.dtype, every_step=flags.every_step)
-    predictor = Predictor(calibration.load())
+    predictor = Predictor(calibration.load()).now()
     model = load(flags.model)
     fitted = workload.fitted(model)
-    point = best(shapes.of(model), predictor, model.name, threads,
-                 Load(fitted.batch, fitted.prompt_tokens, fitted.new_tokens),
-                 flags.max_perplexity_increase)
+    point, *rivals = contenders(shapes.of(model), predictor, model.name, threads,
+                                Load(fitted.batch, fitted.prompt_tokens, fitted.new_tokens),
+                                flags.max_perplexity_increase)
     del model
     gc.collect()
     give_back()  # each row loads its own, and what lies here would count as theirs
@@ -38,15 +40,20 @@ def choose(flags, workload, threads: int) -> str:
     for name, value in point.quality.options:
         flags[name].value = value
     return (f"auto: {point.quality.strategy} under {point.quality.engine}, predicted TTFT "
-            f"{1e3 * point.ttft_s:.0f} ms and TPOT {1e3 * point.tpot_s:.2f} ms; now measured "
-            "beside the baseline.")
+            f"{1e3 * point.ttft_s:.0f} ms and TPOT {1e3 * point.tpot_s:.2f} ms; now measured beside"
+            " " + "".join(f"{rival.quality.engine}, which may be as fast, and " for rival in rivals)
+            + "the baseline.", rivals)
 
 
-def best(shape, predictor: Predictor, name: str, threads: int, load_: Load,
-         limit: float | None = None) -> Point:
-    """The point that is done first; `limit` on perplexity takes the place of the gates."""
+def contenders(shape, predictor: Predictor, name: str, threads: int, load_: Load,
+               limit: float | None = None) -> list[Point]:
+    """The point that is done first, and those that may be, of what an engine does to the model as
+    it is: strategies take minutes; `limit` on perplexity takes the place of the gates."""
     known = [quality for quality in qualities(model=name) if _within(quality, limit)]
-    return planner.best(planner.search(shape, predictor, known, [load_], [threads], 1, threads))
+    first, *others = planner.contenders(
+        planner.search(shape, predictor, known, [load_], [threads], 1, threads), lambda p: p.e2e_s)
+    return [first, *(p for p in others if p.quality.strategy == "baseline"
+                     and p.quality.engine != first.quality.engine)]
 
 
 def _within(quality: Quality, limit: float | None) -> bool:
@@ -57,11 +64,13 @@ def _within(quality: Quality, limit: float | None) -> bool:
 
 
 def verdict(rows: list[dict]) -> str:
-    """What the measurement says of the choice, the last row beside the first; it is never worse
-    than the baseline, since it is the baseline otherwise."""
+    """What the measurement says of the choices, rows after the first, which is the baseline; it is
+    never worse than that, since it is the baseline otherwise."""
     if len(rows) < 2:
         return "auto: the baseline itself."
-    baseline, found = rows[0], rows[-1]
+    baseline, *others = rows
+    found = min(others, key=lambda row: (row.get("gate", {}).get("passed") is False,
+                                         row["e2e_s"]["median"]))
     ratio = baseline["e2e_s"]["median"] / found["e2e_s"]["median"]
     what = f"{found['strategy']} under {found['engine']}"
     if found.get("gate", {}).get("passed") is False:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tfspeed.costs import cases, loopback, observing
-from tfspeed.costs.cases import METRICS, PACKED, Case
+from tfspeed.costs.cases import PACKED, Case
+from tfspeed.costs.fused_time import CACHED, UNCACHED
 from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 
-READS = [mb << 20 for mb in (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 512)]  # bytes
-_LEAST = 2  # generations: the faster counts, see `constants`
+READS = [CACHED, 24 << 20, 48 << 20, UNCACHED]  # bytes
+_ROUNDS = 2  # in which all is timed once
 
 
 def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: int = 1):
@@ -31,7 +32,8 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
     plan = {count: {engine: cases.calibration(engine, count, short=count != threads[0])
                     for engine in engines} for count in threads}
     seen = {count: Seen(engines) for count in threads}
-    steps = sum(1 + sum(2 + len(plan[count][engine]) for count in threads) for engine in engines)
+    steps = sum(1 + sum((engine not in PACKED) + _ROUNDS * (1 + len(plan[count][engine]))
+                        for count in threads) for engine in engines)
     with bar.task("calibrating", moments * steps) as advance, \
             observing.starting(threads) as started:
         # They import TensorFlow, while the others do.
@@ -52,21 +54,23 @@ def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: in
 
 def _measure(observers: list[Observer], plan: dict[int, dict[str, list[Case]]],
              engines: list[str], seen: dict[int, "Seen"], advance) -> None:
-    """All engines in their order, each by all observers, of which the first has the most to do."""
+    """All engines in their order, each by all observers in turns, of which the first has the most
+    to do. What disturbs a machine lasts longer than a generation: so nothing is timed twice at
+    once, but all of it, then all again."""
     first = observers[0]
-    again: list[Case] = []  # small ones of the engine before
     for engine in engines:
         advance(f"preparing {engine}")
-        _at_once(lambda each, engine=engine, again=again: each.prepare(
-            plan[each.threads][engine] + (again if each is first else []),
-            "" if engine in PACKED else engine, each is not first), observers)
-        for observer in observers:
-            _look(observer, engine, plan[observer.threads][engine], observer is not first,
-                  seen[observer.threads], advance)
-        _look_again(first, again, seen[first.threads])
-        again = [case for case in plan[first.threads][engine]
-                 if engine == "fused" and case.model in cases.SMALL]
-    _look_again(first, again, seen[first.threads])
+        _at_once(lambda each, engine=engine: each.prepare(
+            plan[each.threads][engine], "" if engine in PACKED else engine, each is not first),
+            observers)
+        if engine not in PACKED:
+            for observer in observers:
+                advance(f"{observer.threads} threads: products of {engine}")
+                seen[observer.threads].products[engine].append(
+                    observer.products(engine, short=observer is not first))
+        for observer in observers * _ROUNDS:
+            _look(observer, engine, plan[observer.threads][engine], seen[observer.threads],
+                  advance)
 
 
 def _at_once(ask: Callable[[Observer], object], observers: list[Observer]) -> None:
@@ -91,25 +95,11 @@ class Seen:
         self.times: dict[str, dict[Case, list]] = {engine: {} for engine in engines}
 
 
-def _look(observer: Observer, engine: str, chosen: list[Case], short: bool, seen: Seen,
-          advance) -> None:
-    """Measures all that one moment brings of an engine."""
+def _look(observer: Observer, engine: str, chosen: list[Case], seen: Seen, advance) -> None:
+    """What one round brings of an engine."""
     advance(f"{observer.threads} threads: memory")
     if engine in PACKED or not seen.reads:  # the table of products has its own
         seen.reads.append(observer.bandwidth(READS))
-    advance(f"{observer.threads} threads: products of {engine}")
-    if engine not in PACKED:
-        seen.products[engine].append(observer.products(engine, short))
     for case in chosen:
         advance(f"{observer.threads} threads: {case.engine}, {case.model}")
-        seen.times[engine].setdefault(case, []).append(observer.observe(case, _LEAST))
-
-
-def _look_again(observer: Observer, chosen: list[Case], seen: Seen) -> None:
-    """What they take some seconds later, as of the same moment: small models run in no time, and
-    a machine that was disturbed then may not be any more."""
-    for case in chosen:
-        later = observer.observe(case, _LEAST)
-        times = seen.times["fused"][case][-1]
-        for name in METRICS:
-            times[name] = [*times[name], *later[name]]
+        seen.times[engine].setdefault(case, []).append(observer.observe(case))

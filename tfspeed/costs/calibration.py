@@ -140,7 +140,7 @@ def _check(made: Calibration) -> None:
             if engine not in STARTS:
                 tables += [found["dots"], found["narrow"]]
                 numbers += [found["unpacking"][str(bits)] for bits in PACKINGS]
-                found, start = found["constants"], compiled_time.START
+                found, start = found["constants"], compiled_time.STARTS[engine]
             numbers += [found[name] for name in start]
         # Of each row of a table the first tells how large, the last how fast.
         numbers += [value for table in tables for row in table for value in (row[0], row[-1])]

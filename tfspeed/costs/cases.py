@@ -39,11 +39,10 @@ _PLAIN = {"family": "gpt2", "positions": "learned", "norm": "layer", "activation
           "gated_mlp": False, "qkv_bias": True, "mlp_bias": True, "attention_out_bias": True}
 MODELS = {  # a calibration's
     "cal-small": _decoder(2, 384, 6, 2, 64, 1024, 4096),
-    "cal-thin": _decoder(3, 128, 2, 1, 64, 256, 1024),
+    "cal-thin": _decoder(6, 128, 2, 1, 64, 256, 1024),  # tells a layer from a call
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
     "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 8192),
-    "cal-huge": _decoder(2, 2048, 16, 4, 128, 6144, 4096),  # 420 MB: beyond a server's cache
     # Held out: no calibration reads them.
     "llama-60m": _decoder(8, 640, 10, 5, 64, 1792, 24576),
     "gpt2-85m": _decoder(9, 768, 12, 12, 64, 3072, 20480, **_PLAIN),
@@ -52,7 +51,6 @@ MODELS = {  # a calibration's
     "wide-170m": _decoder(5, 1280, 20, 4, 64, 4608, 40960),
     "mini-15m": _decoder(5, 448, 7, 7, 64, 1216, 6144),
 }
-SMALL = ("cal-small", "cal-thin", "cal-plain")  # they run in no time
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -69,9 +67,10 @@ def calibration(engine: str, threads: int, short: bool = False) -> list[Case]:
 
 
 _ALL = ("float32", "float16", "int8", "int4,head=int4")
+_FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
 _FUSED = [  # model, formats, loads: batch, prompt, new
-    ("cal-huge", ("float32", "int8"), ((1, 48, 12),)),
-    ("cal-huge", ("int8",), ((3, 24, 8),)),
+    ("cal-large", ("int8",), ((1, 48, 12), (3, 24, 8))),
+    ("cal-large", ("int4,head=int4",), ((1, 48, 12),)),
     ("cal-small", _ALL, ((1, 96, 16), (7, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-thin", ("int8",), ((6, 160, 12),)),
@@ -84,19 +83,21 @@ _FUSED_SHORT = [
     ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
     ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
     ("cal-middle", ("float16",), ((1, 64, 16),)),
+    ("cal-thin", ("int8",), ((1, 64, 24),)),
     ("cal-large", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
-_FORMS = ("float32", "int8", "int4,head=int4")  # LiteRT makes floats of halves
 _LITERT = [  # eight rows are one tile of XNNPACK's kernels, or two
     ("cal-small", _FORMS, ((1, 96, 16), (8, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12))),
     ("cal-middle", ("int8",), ((1, 900, 12),)),
     ("cal-plain", ("int8",), ((5, 100, 12),)),
-    ("cal-large", ("float32", "int8"), ((1, 40, 12),))]
+    ("cal-large", ("int8", "int4,head=int4"), ((1, 40, 12),))]
 _LITERT_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16),)),
     ("cal-middle", _FORMS, ((4, 120, 12),)),
-    ("cal-middle", ("int8",), ((1, 64, 16),))]
+    ("cal-thin", ("int8",), ((1, 64, 24),)),
+    ("cal-middle", ("int8",), ((1, 64, 16),)),
+    ("cal-large", ("int8",), ((1, 40, 12),))]
 _FORMED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     # Eight texts of 300 tokens: without them nothing tells what a step's attention costs.
@@ -104,8 +105,9 @@ _COMPILED = [
     ("cal-thin", ("graph", "xla"), ((1, 60, 20),)),  # layers of next to no products
     ("cal-middle", ("graph", "xla"), ((4, 120, 12),)),
     ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
-_COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((4, 300, 8),)),  # and the table of products
-                   ("cal-thin", ("graph",), ((1, 60, 20),))]  # whose operators wait for each other
+_COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((4, 300, 8),)),
+                   ("cal-thin", ("graph",), ((1, 60, 20),)),  # whose operators wait for each other
+                   ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
 
 
 def held_out(threads: int) -> list[Case]:

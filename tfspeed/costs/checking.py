@@ -4,6 +4,7 @@ planner's choice beside a whole grid."""
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from tfspeed.measure.environment import environment
 from tfspeed.measure.progress import Progress
 
 _environment = functools.cache(environment)  # rows are written after each
+_ROUNDS = 5  # in which each case of a model is timed, in turns
+_BEFORE = "all, memory as calibrated"
+_GLANCES = 2  # rounds of those that a planner cannot tell apart
 
 
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
@@ -51,60 +55,92 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
 
 
 def run_choice(made: Calibration, threads: list[int], output: str) -> None:
-    """Measures all of `choosing`'s grid, and prints how far the planner's choices are from it;
-    Ctrl-C leaves what there is."""
+    """Lets the planner choose, which measures contenders at a glance; then measures all of
+    `choosing`'s grid, and prints how far the choices are from it. Ctrl-C leaves what there is."""
     guesses, seconds = choosing.predicted(_shape(cases.DEFAULT_MODEL), Predictor(made), threads)
-    chosen = {count: [choosing.case(point) for point in guesses if point.threads == count]
-              for count in threads}
+    begin = time.perf_counter()
+    glances = _glances(guesses, threads)
+    spent = {"predicting_s": seconds, "glancing_s": time.perf_counter() - begin}
     begin, seen, found = time.perf_counter(), {}, {}
     try:
-        with contextlib.closing(_observed(chosen, "measuring every point")) as observed:
+        with contextlib.closing(_observed(_by_threads(guesses, threads),
+                                          "measuring every point")) as observed:
             for case, times in observed:
-                seen[case] = times
-                found = _choices(guesses, seen) | {
-                    "predicting_s": seconds, "measuring_s": time.perf_counter() - begin}
+                seen.setdefault(case, []).append(times)
+                found = _choices(guesses, seen, glances) | spent | {
+                    "measuring_s": time.perf_counter() - begin}
                 _write(output, found)
     finally:
         if seen:
             _report_choice(found, len(guesses), output)
 
 
-def _choices(guesses: list[planner.Point], seen: dict) -> dict:
+def _by_threads(points: list[planner.Point], threads: list[int]) -> dict[int, list[cases.Case]]:
+    return {count: [choosing.case(point) for point in points if point.threads == count]
+            for count in threads}
+
+
+def _glances(guesses: list[planner.Point], threads: list[int]) -> dict[cases.Case, planner.Point]:
+    """What the contenders of all goals take, seen for a moment."""
+    rivals = [point for point in guesses if any(
+        point in choosing.contenders(goal, guesses) for goal in choosing.goals())]
+    seen: dict[cases.Case, list[dict]] = {}
+    with contextlib.closing(_observed(_by_threads(rivals, threads), "measuring contenders",
+                                      rounds=_GLANCES)) as observed:
+        for case, times in observed:
+            seen.setdefault(case, []).append(times)
+    return {choosing.case(point): choosing.measured(point, seen[choosing.case(point)])
+            for point in rivals}
+
+
+def _choices(guesses: list[planner.Point], seen: dict, glances: dict) -> dict:
     """What `choosing.judge` says of the points that were measured, and those points."""
     pairs = [(guess, choosing.measured(guess, seen[choosing.case(guess)])) for guess in guesses
              if choosing.case(guess) in seen]
-    return {"rows": choosing.judge(*map(list, zip(*pairs, strict=True))), "points": [
+    guessed, truths = map(list, zip(*pairs, strict=True))
+    return {"rows": choosing.judge(guessed, truths, glances), "points": [
         {**dataclasses.asdict(choosing.case(truth)), "ttft_s": truth.ttft_s,
          "tpot_s": truth.tpot_s, "predicted": {"ttft_s": guess.ttft_s, "tpot_s": guess.tpot_s}}
         for guess, truth in pairs]}
 
 
 def _observed(chosen: dict[int, list[cases.Case]], what: str,
-              moments: int = 1) -> Iterator[tuple[cases.Case, dict]]:
-    """Each case, by the number of threads, and its times, as they are measured, so many times."""
-    with Progress().task(what, moments * sum(map(len, chosen.values()))) as advance:
-        for count, every in list(chosen.items()) * moments:
+              moments: int = 1, rounds: int = _ROUNDS) -> Iterator[tuple[cases.Case, dict]]:
+    """Each case, by the number of threads and by model, and its times as they are measured: in so
+    many rounds, and those at so many moments."""
+    groups = {count: [list(group) for _, group in itertools.groupby(
+        every, lambda case: case.model)] for count, every in chosen.items()}
+    steps = sum(1 + rounds * len(group) for each in groups.values() for group in each)
+    with Progress().task(what, moments * steps) as advance:
+        for count, every in list(groups.items()) * moments:
             with Observer(count) as observer:
-                for case in every:
-                    advance(case.label)
-                    yield case, observer.observe(case)
+                for group in every:
+                    advance(f"preparing {group[0].model}, {count} threads")
+                    for case, times in observer.in_turns(group, rounds):
+                        advance(case.label)
+                        yield case, times
 
 
 def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
     """Args:
-        seen: its times, of each moment.
+        seen: its times, of each round.
     """
     load = Load(case.batch, case.prompt_tokens, case.new_tokens)
-    predicted = predictor.latency(_shape(case.model), case.engine, case.threads, load)
-    measured = {name: float(np.median([np.median(times[name]) for times in seen]))
-                for name in METRICS}
+    asked = _shape(case.model), case.engine, case.threads, load
+    read = [times["bandwidth"] for times in seen]
+    predicted = predictor.at_speed({case.threads: [
+        [pairs[0][0], float(np.median([speed for _, speed in pairs]))]
+        for pairs in zip(*read, strict=True)]}).latency(*asked)
+    calibrated = predictor.latency(*asked)
+    rounds = {name: [float(np.median(times[name])) for times in seen] for name in METRICS}
+    measured = {name: float(np.median(rounds[name])) for name in METRICS}
     return {"model": case.model, "engine": case.engine, "threads": case.threads,
             "batch": case.batch, "prompt_tokens": case.prompt_tokens,
             "new_tokens": case.new_tokens, **measured,
             "predicted": {name: predicted[name] for name in METRICS},
             "prediction_error": {name: predicted[name] / measured[name] - 1
                                  for name in METRICS},
-            "least": {name: min(min(times[name]) for times in seen) for name in METRICS}}
+            "calibrated": {name: calibrated[name] for name in METRICS}, "rounds": rounds}
 
 
 @functools.cache
@@ -116,8 +152,8 @@ def _shape(model: str) -> shapes.Shape:
 
 
 def summary(rows: list[dict]) -> list[tuple]:
-    """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all, over
-    the medians of what was measured, and over its least, which others disturbed least."""
+    """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all, with
+    memory as it was read beside them, and all with memory as it was when this was calibrated."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         for name in METRICS:
@@ -125,9 +161,9 @@ def summary(rows: list[dict]) -> list[tuple]:
             kind = row["engine"].partition(":")[0]
             for group in (f"{kind}, {name}", f"{row['threads']} threads", "all"):
                 groups.setdefault(group, []).append(error)
-            groups.setdefault("all, at their least", []).append(
-                abs(row["predicted"][name] / row["least"][name] - 1))
-    last = [(name, groups.pop(name)) for name in ("all", "all, at their least")]
+            groups.setdefault(_BEFORE, []).append(
+                abs(row["calibrated"][name] / row[name] - 1))
+    last = [(name, groups.pop(name)) for name in ("all", _BEFORE)]
     return [(what, len(errors), float(np.median(errors)), float(np.percentile(errors, 95)))
             for what, errors in [*sorted(groups.items()), *last]]
 
@@ -184,6 +220,7 @@ def _report_choice(found: dict, points: int, output: str) -> None:
     console.print(table)
     seen = len(found["points"])
     part = "them" if seen == points else f"{seen} of them, between which it had to choose,"
-    console.print(f"Predicting {points} points took {found['predicting_s']:.2f} s, measuring "
-                  f"{part} {found['measuring_s']:.0f} s.   Rows: {output}", highlight=False,
+    console.print(f"Choosing among {points} points took {found['predicting_s']:.2f} s and a glance "
+                  f"at contenders {found['glancing_s']:.1f} s, measuring {part} "
+                  f"{found['measuring_s']:.0f} s.   Rows: {output}", highlight=False,
                   soft_wrap=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfspeed.costs import planner
 from tfspeed.costs.budget import Budget
-from tfspeed.costs.cases import DEFAULT_MODEL, Case
+from tfspeed.costs.cases import DEFAULT_MODEL, METRICS, Case
 from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality
@@ -61,27 +61,54 @@ def case(point: Point) -> Case:
                 PROMPT_TOKENS, NEW_TOKENS)
 
 
-def measured(point: Point, seen: dict) -> Point:
-    """The point with the times that an `Observer` saw."""
-    first, each = (float(np.median(seen[name])) for name in ("ttft_s", "tpot_s"))
+def measured(point: Point, seen: list[dict]) -> Point:
+    """The point with the times that an `Observer` saw, in the median of several rounds."""
+    first, each = (float(np.median([np.median(times[name]) for times in seen]))
+                   for name in METRICS)
     return dataclasses.replace(point, ttft_s=first, tpot_s=each,
                                e2e_s=first + (NEW_TOKENS - 1) * each)
 
 
-def judge(guesses: list[Point], truths: list[Point]) -> list[dict]:
-    """For each goal that can be reached: what the predictions choose, what the measurements would,
+def contenders(goal: Goal, guesses: list[Point]) -> list[Point]:
+    """Those that a glance shall tell apart: what may be the best if its bounds are kept, and the
+    best of those that surely keep them."""
+    hoped, sure = ([p for p in guesses if goal.allowed(_slower(p, times))]
+                   for times in (1 / (1 + planner.DOUBT), 1 + planner.DOUBT))
+    found = planner.contenders(hoped, goal.cost) if hoped else []
+    return found + [p for p in planner.contenders(sure, goal.cost)[:1] if p not in found] \
+        if sure else found
+
+
+def _slower(point: Point, times: float) -> Point:
+    return dataclasses.replace(point, ttft_s=times * point.ttft_s, tpot_s=times * point.tpot_s)
+
+
+def choose(goal: Goal, guesses: list[Point], glances: dict[Case, Point]) -> Point | None:
+    """Of the contenders the best as they were seen at a glance, or predicted where they were not;
+    the fastest if none keeps the bounds, None if there is no contender."""
+    seen = [(p, glances.get(case(p), p)) for p in contenders(goal, guesses)]
+    kept = [pair for pair in seen if goal.allowed(pair[1])]
+    if kept:
+        return min(kept, key=lambda pair: goal.cost(pair[1]))[0]
+    return min(seen, key=lambda pair: pair[1].tpot_s)[0] if seen else None
+
+
+def judge(guesses: list[Point], truths: list[Point],
+          glances: dict[Case, Point] | None = None) -> list[dict]:
+    """For each goal that can be reached: what the planner chooses, what the measurements would,
     how much the one is `behind` the other (0 where they are the same), and whether it is `allowed`
-    as it was measured: a bound may be broken that was predicted to be kept.
+    as it was measured: a bound may be broken that was meant to be kept.
 
     Args:
         truths: the points of `guesses`, in their order, as they were measured.
+        glances: contenders as the planner measured them, before and on its own.
     """
     rows = []
     for goal in goals():
-        hoped, able = ([i for i, point in enumerate(points) if goal.allowed(point)]
-                       for points in (guesses, truths))
-        if hoped and able:
-            chosen = min(hoped, key=lambda i: goal.cost(guesses[i]))
+        point = choose(goal, guesses, glances or {})
+        able = [i for i, truth in enumerate(truths) if goal.allowed(truth)]
+        if point and able:
+            chosen = guesses.index(point)
             best = min(able, key=lambda i: goal.cost(truths[i]))
             rows.append({"goal": goal.name, "chosen": _label(truths[chosen]),
                          "best": _label(truths[best]),

@@ -26,15 +26,18 @@ from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 
-_COSTS = {"call": 3e-4, "layer": 5e-5, "products": 1.0, "pair": 5e-10, "mix": 1e-10,
-          "value": 2e-10, "copy": 1e-10}
-START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
-         for name, cost in _COSTS.items()} | {"call_step": 1e-3}
+_COSTS = {"products": 1.0, "pair": 5e-10, "mix": 1e-10, "value": 2e-10, "copy": 1e-10}
+_START = {f"{name}_{kind}": cost for kind in ("prefill", "step") for name, cost in _COSTS.items()}
+# Where a fit begins. XLA fuses a layer's operators, TensorFlow calls each.
+STARTS = {"graph": _START | {"call_prefill": 3e-4, "layer_prefill": 7e-4, "call_step": 2e-4,
+                             "layer_step": 5e-4},
+          "xla": _START | {"call_prefill": 7e-4, "layer_prefill": 4e-4, "call_step": 4.5e-4,
+                           "layer_step": 1.1e-4}}
 
 
 class CompiledTime:
     """Args:
-        constants: as in `START`.
+        constants: as in `STARTS`.
         table: seconds of products.
     """
 

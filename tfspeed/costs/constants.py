@@ -13,7 +13,10 @@ from tfspeed.costs.dots import Table
 from tfspeed.costs.prediction import Bandwidth, packed
 from tfspeed.litert.formats import Formats
 
-_TRUST = 0.02, 0.1  # in what a fit begins with: in general; in the constants of other threads
+# In what a fit begins with: in general, and in the constants of other threads. Few times tell
+# what TensorFlow's many operators cost.
+_TRUST = {True: (0.05, 0.1), False: (0.1, 0.1)}  # of what is packed, and of what is compiled
+_OWN = "products", "reach", "cache", "blunt"  # constants of a number of threads
 
 
 def fitted(seen, other: dict) -> tuple[dict, dict]:
@@ -67,27 +70,32 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
     """
     speed = Bandwidth(bandwidth)
     if engine in PACKED:
-        return _best_tile(other or STARTS[engine], functools.partial(_packed, speed), times,
+        return _best_tile(_begin(STARTS[engine], other), functools.partial(_packed, speed), times,
                           other is not None)
-    # What corrects the table belongs to it, and so to a number of threads.
-    start = other["constants"] | {name: 1.0 for name in compiled_time.START
-                                  if _near_one(name)} if other else compiled_time.START
+    start = _begin(compiled_time.STARTS[engine], other and other["constants"])
     found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
-                       other is not None)
+                       _TRUST[False][other is not None])
     return {"constants": found, **products}, fits
+
+
+def _begin(start: dict, other: dict | None) -> dict:
+    """Where a fit begins: with the constants of other threads, but for those that correct what was
+    measured with these, or say what threads share."""
+    return start if other is None else other | {name: value for name, value in start.items()
+                                                if name.startswith(_OWN)}
 
 
 def _best_tile(start: dict, predict, times, again: bool) -> tuple[dict, dict]:
     """The fit with the tile that suits the times best, where kernels have an unknown one: a whole
     number, in which no fit can go a small step."""
-    tile = start.get("tile")
+    tile, trust = start.get("tile"), _TRUST[True][again]
     if tile is None:
-        return _fit(start, predict, times, again)
+        return _fit(start, predict, times, trust)
     rest = {name: value for name, value in start.items() if name != "tile"}
     found = []
     for size in (tile,) if again else litert_time.TILES:
         constants, fits = _fit(rest, lambda constants, case, size=size: predict(
-            constants | {"tile": size}, case), times, again)
+            constants | {"tile": size}, case), times, trust)
         found.append((constants | {"tile": size}, fits))
     return min(found, key=lambda each: each[1]["mean_error"])
 
@@ -103,13 +111,13 @@ def _compiled(table: Table, constants: dict, case: Case) -> tuple[float, float]:
         _stored(case.model, case.engine), case.batch, case.prompt_tokens, case.new_tokens)
 
 
-def _fit(start, predict, times, again: bool) -> tuple[dict, dict]:
+def _fit(start, predict, times, trust: float) -> tuple[dict, dict]:
     measured = np.array([seen[name] for _, seen in times for name in METRICS])
 
     def all_of(constants):
         return np.array([seconds for case, _ in times for seconds in predict(constants, case)])
 
-    found = fitting.fit(start, all_of, measured, _TRUST[again], _firm)
+    found = fitting.fit(start, all_of, measured, trust, _firm)
     predicted = all_of(found)
     errors = np.abs(predicted / measured - 1)
     return found, {"median_error": float(np.median(errors)), "mean_error": float(np.mean(errors)),

@@ -12,9 +12,9 @@ turns it into floats first, of either type, and on one thread where it is small.
 numbers of rows of each, under XLA with a small matrix besides; between the two lies what lies
 between them in size.
 
-Narrow matrices take longer a weight, since each of their rows is a short piece of memory: half as
-long again with 512 outputs as with 2560 on a 2-core EPYC VM, and what lies between goes with
-1 / outputs.
+Narrow matrices take longer a weight under `graph`, since each of their rows is a short piece of
+memory: half as long again with 512 outputs as with 2560 on a 2-core EPYC VM, and what lies between
+goes with 1 / outputs. Under `xla` they do so on their own, but not within a model's function.
 """
 
 import concurrent.futures
@@ -31,22 +31,24 @@ ROWS = (1, 2, 4, 8, 16, 32, 96, 320)
 _FEW_ROWS = (1, 4, 16, 96)
 _HEAD_ROWS = (1, 4, 16)
 _INPUTS, _OUTPUTS = 1024, 2560
-_NARROW, _NARROW_ROWS = 512, (1, 4, 96)  # outputs, of as many weights
+_NARROW, _NARROW_ROWS = 512, (1, 4)  # outputs, of as many weights
+_NARROWED = ("graph",)
 _MOST_NARROW = 4.0  # times what that takes more: the line is not followed below 151 outputs
 PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
+_CHAIN = 2  # products of a function: what starting it takes is next to nothing beside them
 _ELSEWHERE_ROWS = 1, 4, 16  # of more, where weights come from is little beside multiplying
 _HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
 _SMALL = 640, 1024  # inputs and outputs
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # types that products are timed in
-_SECONDS, _LEAST, _MOST = 0.03, 2, 9  # repetitions
+_SECONDS, _LEAST, _MOST = 0.02, 2, 6  # repetitions
 _MATRIX_BYTES = 4 * _INPUTS * _OUTPUTS
 
 
 def measure_all(engine: str, short: bool) -> dict:
     """What a `Table` is made from, of the products of `graph` or `xla`."""
     return {"dots": measure(engine, short), "unpacking": measure_unpacking(engine),
-            "narrow": measure_narrow(engine)}
+            "narrow": measure_narrow(engine) if engine in _NARROWED else []}
 
 
 def compile_all(engine: str, short: bool) -> None:
@@ -74,7 +76,8 @@ def measure(engine: str, short: bool) -> list[list]:
         for rows in every:
             for count in _counts(rows):
                 found.append([rows, count * _MATRIX_BYTES, int(transposed), "float32",
-                              _a_weight_of(engine, _one(engine, rows, count, transposed))])
+                              _a_weight_of(engine, _one(engine, rows, count, transposed),
+                                           _CHAIN * _INPUTS * _OUTPUTS)])
     return found if short else [*found, *_halves(engine)]
 
 
@@ -140,26 +143,25 @@ def measure_narrow(engine: str) -> list[list[float]]:
 
     inputs = _INPUTS * _OUTPUTS // _NARROW
     used = [tf.reshape(weight, (inputs, _NARROW)) for weight in _weights(False)[:NEAR]]
-    function, found = _function(engine, False), []
-    for rows in _NARROW_ROWS:
-        x = tf.random.stateless_normal((rows, inputs), (0, 1))
-        found.append([rows, _a_weight_of(engine, [functools.partial(function, x, weight)
-                                                  for weight in used])])
-    return found
+    function = _chain(engine, False)
+    return [[rows, _a_weight_of(engine, [functools.partial(function, tf.ones((rows, inputs)),
+                                                           *used)],
+                                NEAR * _INPUTS * _OUTPUTS)] for rows in _NARROW_ROWS]
 
 
 def _one(engine: str, rows: int, count: int, transposed: bool) -> list[Callable]:
-    """Products of so many rows with each of so many matrices."""
+    """Chains of products of so many rows, which go through so many matrices in turn."""
     import tensorflow as tf
 
     x = tf.random.stateless_normal((rows, _INPUTS), (0, 1))
-    function = _function(engine, transposed)
-    return [functools.partial(function, x, weight) for weight in _weights(transposed)[:count]]
+    function, weights = _chain(engine, transposed), _weights(transposed)
+    return [functools.partial(function, x, *(weights[(at + i) % count] for i in range(_CHAIN)))
+            for at in range(0, count, _CHAIN)]
 
 
 def _a_weight_of(engine: str, products: list[Callable],
                  weights: int = _INPUTS * _OUTPUTS) -> float:
-    """Seconds a weight of products that run in turn, each of so many weights."""
+    """Seconds a weight of functions that run in turn, each of so many weights."""
     def in_turn():
         for product in products:
             made = product()
@@ -187,6 +189,21 @@ def _function(engine: str, transposed: bool):
     import tensorflow as tf
     return tf.function(lambda x, w: tf.matmul(x, w, transpose_b=transposed),
                        jit_compile=engine == "xla")
+
+
+@functools.cache
+def _chain(engine: str, transposed: bool):
+    """Each product takes what the one before gives, cut or repeated to its inputs."""
+    import tensorflow as tf
+
+    def products(x, *weights):
+        inputs = x.shape[1]
+        for weight in weights:
+            y = tf.matmul(x, weight, transpose_b=transposed)
+            x = tf.tile(y, (1, -(-inputs // y.shape[1])))[:, :inputs]
+        return x
+
+    return tf.function(products, jit_compile=engine == "xla")
 
 
 @functools.cache
@@ -261,6 +278,8 @@ class Table:
 
     def narrow(self, rows: int, outputs: int) -> float:
         """How many times as long a weight of a matrix with so many outputs takes."""
+        if not self._narrow:
+            return 1.0
         share = (1 / outputs - 1 / _OUTPUTS) / (1 / _NARROW - 1 / _OUTPUTS)
         more = float(np.interp(math.log(rows), *zip(*self._narrow, strict=True)))
         return 1 + min(_MOST_NARROW, max(0.0, share)) * more

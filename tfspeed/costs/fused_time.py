@@ -2,10 +2,10 @@
 
 What the operator does is known (`litert/kernels/`), so the formula follows it:
 
-    product    the longer of reading its bytes (at the bandwidth of as many bytes as a step reads,
-               since a last-level cache holds small models) and its instructions: a panel of weights
-               meets tiles of up to twelve rows, and a tile takes as long as its multiplications
-               (`multiply` each) or, where they are few, as its sums wait for themselves (`wait`)
+    product    the longer of reading its bytes (see `reached`) and its instructions: a panel of
+               weights meets tiles of up to twelve rows, and a tile takes as long as its
+               multiplications (`multiply` each) or, where they are few, as its sums wait for
+               themselves (`wait`); while later tiles meet it, the next 8 kB are fetched
     attention  a slot's keys and values are loaded once for up to eight query rows (`load`) and
                multiplied with each (`attend`); `weigh` is the softmax
     values     norms, rounding to eight bits, activations: `value` each, on one thread where there
@@ -13,15 +13,14 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
     layer      barriers between the stages; `call`, `row`, `choose`: of a step, of each of its
                texts, and of looking for the largest of a text's logits
 
-All constants are seconds, of one thread, but for the reaches: shares of the measured bandwidth that
-products get, where a step's bytes lie near (64 MB), far (256 MB) and beyond (600 MB); and `blunt`,
-how well floats are read while others are multiplied (their kernel keeps no more than one panel
-ahead), `blunt_row`, how well integers are while a single row waits for its sums.
+All constants are seconds, of one thread, but for `cache`, bytes of a step half of which the cache
+gives; the reaches, shares of the measured bandwidths of cache and memory that products get; and
+`blunt`, how well floats are read while others are multiplied (their kernel keeps no more than one
+panel ahead), `blunt_row`, how well integers are while a single row waits for its sums.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 from tfspeed.costs.computation import filled_step
@@ -31,9 +30,9 @@ from tfspeed.costs.shapes import Shape
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
 ROWS = 512  # tokens of a call, see engines/fused.py
 _SHARP = 4
-# Bytes of a step. A server's last-level cache (260 MB of it are shared on the VM that this was
-# written on) holds some of what is far, and nearly nothing of what is beyond.
-_NEAR, _FAR, _BEYOND = 64e6, 256e6, 600e6
+# Bytes that are read as fast as the last-level cache, and as memory.
+CACHED, UNCACHED = 8 << 20, 512 << 20
+_SOON = 8192  # bytes ahead that kernels/matrix.h asks for
 TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
 _TILE = 8  # query rows that attention reads keys for together
 
@@ -42,7 +41,8 @@ START = {  # seconds; where a fit begins
     "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
     **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
     **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
-    "reach_near": 1.1, "reach_far": 1.0, "reach_beyond": 0.95, "blunt": 2.0, "blunt_row": 3.0,
+    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0,
+    "blunt": 2.0, "blunt_row_int8": 3.0, "blunt_row_int4": 3.0,
 }
 
 
@@ -88,11 +88,16 @@ def longer(computing: float, reading: float, corner: float = _SHARP) -> float:
 
 def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
             read: float) -> float:
-    """Bytes a second that products read at in steps of `read` bytes."""
-    far, beyond = (min(1.0, max(0.0, math.log(read / low) / math.log(high / low)))
-                   for low, high in ((_NEAR, _FAR), (_FAR, _BEYOND)))
-    return (bandwidth(read) * constants["reach_near"]**(1 - far)
-            * constants["reach_far"]**(far - beyond) * constants["reach_beyond"]**beyond)
+    """Bytes a second that products read at in steps of `read` bytes.
+
+    A cache that a step's bytes fill again and again holds fewer of them the more there are: half of
+    `cache`, an eighth of what is twice as much. A loop that only reads loses all of them at once
+    where they no longer fit; kernels, whose threads wait for each other, do not (30 to 110 MB, four
+    formats, ten sizes each: BUILD.md).
+    """
+    hits = 1 / (1 + (read / constants["cache"])**3)
+    return 1 / (hits / (constants["reach_cache"] * bandwidth(CACHED))
+                + (1 - hits) / (constants["reach_memory"] * bandwidth(UNCACHED)))
 
 
 class FusedTime:
@@ -148,11 +153,15 @@ class FusedTime:
         size = matrix.panel_values / self.threads
         wait, multiply = c[f"wait_{kind}"], c[f"multiply_{kind}"]
         spent = [(size * longer(wait, multiply * count), times) for count, times in tiles(rows)]
-        first = spent[0][0]
-        # The first tile waits for memory; those after it find the panel in the cache.
-        corner = c["blunt"] if matrix.bits > 8 else c["blunt_row"] if rows == 1 else _SHARP
-        waited = longer(first, matrix.nbytes / speed, corner)
-        return waited + sum(seconds * times for seconds, times in spent) - first
+        first, reading = spent[0][0], matrix.nbytes / speed
+        later = sum(seconds * times for seconds, times in spent) - first
+        # The first tile waits for memory; those after it find the panel in the cache, and what is
+        # fetched meanwhile is the beginning of the next one.
+        panel = 16 * max(inputs for inputs, _ in matrix.parts) * matrix.bits / 8
+        fetching = min(later, reading * min(1.0, _SOON / panel))
+        corner = (c["blunt"] if matrix.bits > 8 else c[f"blunt_row_{kind}"] if rows == 1
+                  else _SHARP)
+        return longer(first + fetching, reading, corner) + later - fetching
 
     def _values(self, matrices, attention, rows: int) -> float:
         query_key_value, out, up, down = matrices

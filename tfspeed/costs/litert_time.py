@@ -43,11 +43,11 @@ _MOVED = 3  # bytes for each one packed: it is read, the place it goes to is fet
 START = {  # seconds; where a fit begins
     "call": 2e-5, "choose": 4e-10, "pair": 1e-9, "mix": 3e-11, "copy": 1e-10,
     **{f"{name}_{kind}": cost for kind in ("prefill", "step")
-       for name, cost in (("layer", 2e-5), ("value", 5e-10))},
+       for name, cost in (("layer", 5e-5), ("value", 5e-10))},
     **{f"wait_{kind}": 3e-11 for kind in ("float32", "int8", "int4")},
     **{f"multiply_{kind}": cost for kind, cost in (("float32", 3e-11), ("int8", 1e-11),
                                                    ("int4", 1.2e-11))},
-    "reach_near": 1.0, "reach_far": 0.95, "reach_beyond": 0.95, "drag": 1.1, "tile": 7,
+    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0, "drag": 1.1, "tile": 7,
 }
 TILES = 4, 5, 6, 7, 8  # that `tile` may be
 

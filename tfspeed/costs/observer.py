@@ -6,7 +6,7 @@ Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `
     {"products": "xla", "short": false}   -> see `dots.measure_all`
     {"prepare": [{…}, …], "dots": "xla", "short": false} -> {}: made and compiled, in place of
                                              those before; `dots`: and those products, or ""
-    {"case": {…}, "least": 3}             -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
+    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ import numpy as np
 from tfspeed.costs.cases import MODELS, Case
 from tfspeed.errors import TfspeedError
 
-_MOST, _SECONDS = 9, 0.15  # repetitions of a case, and what they may take together
+_MOST, _SECONDS = 6, 0.03  # generations of a case, and what they may take together
 
 
 def main(threads: int) -> None:
@@ -48,7 +48,7 @@ def _answer(asked: dict, threads: int) -> dict:
         prepare([Case(**each) for each in asked["prepare"]], threads, asked["dots"],
                 asked["short"])
         return {}
-    return observe(Case(**asked["case"]), asked["least"])
+    return observe(Case(**asked["case"]))
 
 
 def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool = False) -> None:
@@ -80,13 +80,15 @@ def _warm_all(cases: list[Case]) -> None:
         _warm(case)
 
 
-def observe(case: Case, least: int = 3) -> dict:
-    """Seconds of the first token and of those after it, of several generations."""
+def observe(case: Case) -> dict:
+    """Seconds of the first token and of those after it, of a generation, or some where they are
+    short; before them a prompt and a step bring the model where it lies while it is used."""
     if (case.model, case.engine) not in _ready:
         prepare([case])
-    engine, timings, begin = _warm(case), [], time.perf_counter()
-    while len(timings) < least or (len(timings) < _MOST
-                                    and time.perf_counter() - begin < _SECONDS):
+    engine, timings = _warm(case), []
+    _generation(engine, case, 2)
+    begin = time.perf_counter()
+    while not timings or (len(timings) < _MOST and time.perf_counter() - begin < _SECONDS):
         timings.append(_generation(engine, case))
     return {"ttft_s": [t.token_s[0] - t.start_s for t in timings],
             "tpot_s": [(t.token_s[-1] - t.token_s[0]) / (len(t.token_s) - 1) for t in timings],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tfspeed.asked_process import AskedProcess
 from tfspeed.costs.cases import Case
+from tfspeed.costs.fused_time import CACHED, UNCACHED
 from tfspeed.errors import TfspeedError
 
 _SILENT_S = 300
@@ -50,10 +51,19 @@ class Observer:
         self.ask({"prepare": [dataclasses.asdict(case) for case in cases], "dots": products,
                   "short": short})
 
-    def observe(self, case: Case, least: int = 3) -> dict:
-        """`{"ttft_s": […], "tpot_s": […]}`, one of each generation, of which there are so many at
-        least."""
-        return self.ask({"case": dataclasses.asdict(case), "least": least})
+    def observe(self, case: Case) -> dict:
+        """`{"ttft_s": […], "tpot_s": […]}`, one of each generation: one, or some short ones."""
+        return self.ask({"case": dataclasses.asdict(case)})
+
+    def in_turns(self, cases: list[Case], rounds: int) -> Iterator[tuple[Case, dict]]:
+        """Each case and what `observe` sees of it, so many times: all of them, then all again,
+        since what disturbs a machine lasts longer than a generation. With each round goes how fast
+        cache and memory were read just before it: `bandwidth`."""
+        self.prepare(cases)
+        for _ in range(rounds):
+            read = {"bandwidth": self.bandwidth([CACHED, UNCACHED])}
+            for case in cases:
+                yield case, self.observe(case) | read
 
     def ask(self, question: dict) -> dict:
         answer = self._process.ask(question, _SILENT_S)

@@ -7,6 +7,7 @@ predicted, its memory computed. How much perplexity it costs no formula knows: s
 import dataclasses
 import math
 import shlex
+from collections.abc import Callable
 
 from tfspeed.costs import memory, workers
 from tfspeed.costs.budget import Budget
@@ -18,6 +19,7 @@ from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 
 BATCHES = 1, 2, 4, 8, 16, 32
+DOUBT = 0.15  # within which two predictions are the same; see BUILD.md for their errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,8 @@ def front(points: list[Point]) -> list[Point]:
     return kept
 
 
-def best(points: list[Point]) -> Point:
-    """The one that is done first."""
-    return min(points, key=lambda p: (p.e2e_s, p.memory_bytes))
+def contenders(points: list[Point], cost: Callable[[Point], float]) -> list[Point]:
+    """The one that costs least, and others that a prediction cannot tell from it, the best first;
+    at most three: it is for a measurement to say which of them to use."""
+    found = sorted(points, key=lambda p: (cost(p), p.memory_bytes))
+    return [p for p in found[:3] if cost(p) <= (1 + DOUBT) * cost(found[0])]

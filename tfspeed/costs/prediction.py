@@ -15,11 +15,13 @@ from tfspeed.costs.cases import ENGINES, PACKED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import ITEM_BYTES, Table, measured
-from tfspeed.costs.fused_time import FusedTime
+from tfspeed.costs.fused_time import CACHED, UNCACHED, FusedTime
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
+from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
+from tfspeed.measure.bandwidth import usual_bandwidth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +80,30 @@ class Predictor:
     """
 
     def __init__(self, calibration: Calibration):
+        self._calibration = calibration
         self.link = Link(**calibration.link)
         most = calibration.threads[max(calibration.threads)]
         self._made = {threads: _Machine(constants, most)
                       for threads, constants in sorted(calibration.threads.items())}
         self.least_threads = min(self._made)  # that anything is known of
+
+    def at_speed(self, speeds: dict[int, list[list[float]]]) -> "Predictor":
+        """The same while so many threads read cache and memory at other speeds, see
+        `usual_bandwidth`: machines that share their memory read it at half or twice the speed
+        within the hour.
+
+        Args:
+            speeds: by the number of threads `[[bytes, bytes a second], …]`.
+        """
+        threads = {count: constants | ({"bandwidth": speeds[count]} if count in speeds else {})
+                   for count, constants in self._calibration.threads.items()}
+        return Predictor(dataclasses.replace(self._calibration, threads=threads))
+
+    def now(self) -> "Predictor":
+        """The same with the speed at which memory is read now; takes half a second."""
+        return self.at_speed({count: [[size, 1e9 * usual_bandwidth(count, size)]
+                                      for size in (CACHED, UNCACHED)]
+                              for count in self._made if count <= available_cores()})
 
     def latency(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         """`ttft_s`, `e2e_s` and, of more than one token, `tpot_s`: the mean, as it is measured.

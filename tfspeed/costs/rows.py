@@ -62,7 +62,7 @@ def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
 
 @functools.cache
 def _predictor() -> Predictor:
-    return Predictor(calibration.load())
+    return Predictor(calibration.load()).now()
 
 
 def _check(engine, spread: set[str]) -> None:
