@@ -2,8 +2,8 @@
 
     python scripts/calibrate.py                    calibrates; the file is kept in the cache folder
     python scripts/calibrate.py --check            predicts and measures 84 other configurations
-    python scripts/calibrate.py --check_choice     measures a grid of 42 configurations, and what
-                                                   the planner would have chosen of it
+    python scripts/calibrate.py --check_choice     lets the planner choose, with a glance at what it
+                                                   cannot tell apart, and measures a grid of 42
     python scripts/calibrate.py --engines=fused    leaves out the others: two thirds of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each

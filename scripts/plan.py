@@ -5,9 +5,10 @@
     python scripts/plan.py --results=results.json    quality as measured there, not the priors
     python scripts/plan.py --explain                 the formulas, their assumptions, a picture
 
-Nothing is run: times come from this machine's calibration (scripts/calibrate.py), memory from the
-shapes, quality from measured rows, or else from priors of another model, and the table says which.
-`scripts/run.py --strategy=auto` takes the best point and measures it beside the baseline.
+No model is run: times come from this machine's calibration (scripts/calibrate.py) and how fast it
+reads memory now, memory from the shapes, quality from measured rows, or else from priors of another
+model, and the table says which. `scripts/run.py --strategy=auto` takes the best point and measures
+it beside the baseline, and beside what these times cannot tell from it.
 
 Exit codes: 0; 2 for a mistake in the flags, no calibration, or a budget that nothing keeps to.
 """

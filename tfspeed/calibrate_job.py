@@ -28,7 +28,8 @@ def run(flags) -> None:
     if flags.check and flags.check_choice:
         raise TfspeedError("--check and --check_choice are two checks, one at a time.")
     if flags.check_choice and flags.moments > 1:
-        raise TfspeedError("--check_choice measures its grid once.", moments=flags.moments)
+        raise TfspeedError("--check_choice measures its grid at one moment.",
+                           moments=flags.moments)
     with ended_by_sigterm():  # which ends the processes that time, and keeps what a check has
         if flags.check or flags.check_choice:
             _check(flags, threads, engines)

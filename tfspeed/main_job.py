@@ -103,7 +103,7 @@ def measure(flags, strategy, workload, settings, sampling, text, calibration, th
         # Also after an error or Ctrl-C: nothing that was measured is lost.
         rows += experiment.rows(candidates, threads)
         write_report(rows, flags)
-        if auto_over is not None and rows:
+        if auto_over is not None and candidates and candidates[0].timings:
             print(auto.verdict(rows))
     return cli.GATE_FAILED if gate.failed(rows) else None
 
@@ -129,12 +129,12 @@ def explicit(flags, name: str):
 
 def prepare_all(candidates, flags, strategy, workload, text, bar, calibration,
                 plain: str | None = None, rivals=()) -> None:
-    """Appends to `candidates`: the float32 baseline, its rivals, then the strategy unless it is the
-    same, or with --every_step what it is after each of its parts."""
+    """Appends to `candidates`: the float32 baseline, rivals of the strategy, then the strategy
+    unless it is the same as the baseline, or with --every_step what it is after each of its
+    parts."""
     plain = plain or flags.engine.partition(":")[0]  # the same engine, float32 weights
     plans = [(strategies.create("baseline"), "float32", plain)]
-    plans += [(point.quality.made(), "float32", point.quality.engine) for point in rivals
-              if point.quality.engine != plain]
+    plans += [(point.quality.made(), "float32", point.quality.engine) for point in rivals]
     if flags.strategy != "baseline" or flags.dtype != "float32" or flags.engine != plain:
         steps = strategy.steps() if flags.every_step else [strategy]
         plans += [(step, flags.dtype, flags.engine) for step in steps]

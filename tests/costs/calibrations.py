@@ -2,6 +2,7 @@
 
 from tfspeed.costs import compiled_time
 from tfspeed.costs.calibration import STARTS, Calibration, fingerprint
+from tfspeed.costs.fused_time import CACHED, UNCACHED
 
 
 def made_up(**changes) -> Calibration:
@@ -17,9 +18,10 @@ def made_up(**changes) -> Calibration:
                  for head in (0, 1) if count == 2]
         compiled = {engine: {"constants": dict(start), "dots": dots,
                              "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count},
-                             "narrow": [[1, 2e-10 / count], [96, 1e-9 / count]]}
+                             "narrow": [[1, 2e-10 / count], [4, 3e-10 / count]]
+                             if engine == "graph" else []}
                     for engine, start in compiled_time.STARTS.items()}
-        threads[count] = {"bandwidth": [[64e6, count * 15e9], [1e9, count * 12e9]],
+        threads[count] = {"bandwidth": [[CACHED, count * 30e9], [UNCACHED, count * 12e9]],
                           **{kind: dict(start) for kind, start in STARTS.items()},
                           **compiled}
     values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,

@@ -9,7 +9,6 @@ from tfspeed.costs import cases, checking, shapes
 from tfspeed.costs.prediction import Predictor
 
 SHAPE = shapes.decoder(cases.MODELS["mini-15m"])
-READ = [[8e6, 2e10], [5e8, 2e10]]
 
 
 @pytest.fixture
@@ -34,10 +33,11 @@ def observer(monkeypatch):
                 if Fake.left < 0:
                     raise KeyboardInterrupt
                 yield case, {"ttft_s": [0.2, 0.1, 0.3], "tpot_s": [0.01 * case.batch],
-                             "bandwidth": READ}
+                             "memory": [2e10, 4e10]}
 
     monkeypatch.setattr(checking, "Observer", Fake)
     monkeypatch.setattr(checking, "_shape", lambda model: SHAPE)
+    monkeypatch.setattr(Predictor, "now", lambda self: self)
     return Fake
 
 
@@ -70,7 +70,7 @@ def test_of_several_moments_the_median_counts(observer, tmp_path, capsys):
     assert {row["ttft_s"] for row in found} == {0.2}
     assert {len(row["rounds"]["ttft_s"]) for row in found} == {3 * checking._ROUNDS}
     assert "6 configurations" in capsys.readouterr().out
-    seen = [{"ttft_s": [s], "tpot_s": [s], "bandwidth": READ} for s in (0.3, 0.1, 0.2)]
+    seen = [{"ttft_s": [s], "tpot_s": [s], "memory": [1e10]} for s in (0.3, 0.1, 0.2)]
     case = next(case for case in cases.held_out(1) if case.engine == "xla")
     assert checking._row(Predictor(made_up()), case, seen)["tpot_s"] == 0.2
 

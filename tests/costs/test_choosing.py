@@ -9,12 +9,13 @@ from tests.costs.calibrations import made_up
 from tfspeed.costs import calibrating, cases, choosing, observer, observing, planner, shapes
 from tfspeed.costs.prediction import Predictor
 from tfspeed.errors import TfspeedError
+from tfspeed.measure.bandwidth import MemoryReader
 
 
 @pytest.fixture(scope="module")
 def points():
     shape = shapes.decoder(cases.MODELS["llama-60m"])
-    return choosing.predicted(shape, Predictor(made_up()), [1, 2])[0]
+    return choosing.predicted(shape, Predictor(made_up()), [1, 2])
 
 
 def as_measured(points, **slower):
@@ -103,8 +104,10 @@ def test_models_are_made_and_compiled_side_by_side():
     observer.prepare(some, 2, "graph", short=True)
     assert set(observer._ready) == {(case.model, case.engine) for case in some}
     for case in some:
-        times = observer.observe(case)
+        times = observer.observe(case, MemoryReader(2, 16 << 20))
         assert all(seconds > 0 for name in cases.METRICS for seconds in times[name])
+        assert len(times["memory"]) == 2
+        assert min(times["memory"]) > 1e8
     observer.prepare([], 2)
     assert not observer._ready
 

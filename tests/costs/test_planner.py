@@ -51,7 +51,10 @@ def test_a_budget_is_kept(points):
         assert point.tpot_s <= 2e-3
         assert point.quality.increase <= 0.01
         assert point.memory_bytes <= 2e9
-    assert planner.best(kept).e2e_s == min(p.e2e_s for p in kept)
+    rivals = planner.contenders(kept, lambda p: p.e2e_s)
+    assert rivals[0].e2e_s == min(p.e2e_s for p in kept)
+    assert len(rivals) <= 3
+    assert all(p.e2e_s <= (1 + planner.DOUBT) * rivals[0].e2e_s for p in rivals)
 
 
 def test_an_impossible_budget_is_explained(points):

@@ -3,6 +3,8 @@ baseline before one of them counts."""
 
 import gc
 
+import psutil
+
 from tfspeed import gate
 from tfspeed.costs import calibration, planner, shapes
 from tfspeed.costs.planner import Point
@@ -33,16 +35,19 @@ def choose(flags, workload, threads: int) -> tuple[str, list[Point]]:
     point, *rivals = contenders(shapes.of(model), predictor, model.name, threads,
                                 Load(fitted.batch, fitted.prompt_tokens, fitted.new_tokens),
                                 flags.max_perplexity_increase)
+    if flags.prompts is not None or _is_baseline(point, flags.engine):
+        rivals = []  # one of them would answer
+    rivals = _that_fit([p for p in rivals if not _is_baseline(p, flags.engine)], point)
     del model
     gc.collect()
     give_back()  # each row loads its own, and what lies here would count as theirs
     flags.strategy, flags.engine = point.quality.strategy, point.quality.engine
     for name, value in point.quality.options:
         flags[name].value = value
+    beside = "".join(f"{rival.quality.engine}, which may be as fast, and " for rival in rivals)
     return (f"auto: {point.quality.strategy} under {point.quality.engine}, predicted TTFT "
-            f"{1e3 * point.ttft_s:.0f} ms and TPOT {1e3 * point.tpot_s:.2f} ms; now measured beside"
-            " " + "".join(f"{rival.quality.engine}, which may be as fast, and " for rival in rivals)
-            + "the baseline.", rivals)
+            f"{1e3 * point.ttft_s:.0f} ms and TPOT {1e3 * point.tpot_s:.2f} ms; now measured "
+            f"beside {beside}the baseline.", rivals)
 
 
 def contenders(shape, predictor: Predictor, name: str, threads: int, load_: Load,
@@ -50,10 +55,30 @@ def contenders(shape, predictor: Predictor, name: str, threads: int, load_: Load
     """The point that is done first, and those that may be, of what an engine does to the model as
     it is: strategies take minutes; `limit` on perplexity takes the place of the gates."""
     known = [quality for quality in qualities(model=name) if _within(quality, limit)]
-    first, *others = planner.contenders(
-        planner.search(shape, predictor, known, [load_], [threads], 1, threads), lambda p: p.e2e_s)
-    return [first, *(p for p in others if p.quality.strategy == "baseline"
-                     and p.quality.engine != first.quality.engine)]
+    points = planner.search(shape, predictor, known, [load_], [threads], 1, threads)
+    first = planner.contenders(points, _cost)[0]
+    return [first, *(p for p in planner.contenders(
+        [p for p in points if p is first or p.quality.strategy == "baseline"], _cost)
+        if p.quality.engine != first.quality.engine)]
+
+
+def _cost(point: Point) -> float:
+    return point.e2e_s
+
+
+def _is_baseline(point: Point, engine: str) -> bool:
+    return (point.quality.strategy == "baseline"
+            and point.quality.engine == engine.partition(":")[0])
+
+
+def _that_fit(rivals: list[Point], point: Point) -> list[Point]:
+    """Those that lie in memory together with the choice and a baseline."""
+    free, found = psutil.virtual_memory().available - 2 * point.memory_bytes, []
+    for rival in rivals:
+        free -= rival.memory_bytes
+        if free > 0:
+            found.append(rival)
+    return found
 
 
 def _within(quality: Quality, limit: float | None) -> bool:

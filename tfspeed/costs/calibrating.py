@@ -8,11 +8,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tfspeed.costs import cases, loopback, observing
 from tfspeed.costs.cases import PACKED, Case
-from tfspeed.costs.fused_time import CACHED, UNCACHED
+from tfspeed.costs.fused_time import CACHED
 from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 
-READS = [CACHED, 24 << 20, 48 << 20, UNCACHED]  # bytes
+READS = [CACHED]  # bytes; memory is read beside each case
 _ROUNDS = 2  # in which all is timed once
 
 

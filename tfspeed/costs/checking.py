@@ -29,7 +29,7 @@ from tfspeed.measure.progress import Progress
 _environment = functools.cache(environment)  # rows are written after each
 _ROUNDS = 5  # in which each case of a model is timed, in turns
 _BEFORE = "all, memory as calibrated"
-_GLANCES = 2  # rounds of those that a planner cannot tell apart
+_GLANCES = 4  # rounds of those that a planner cannot tell apart
 
 
 def run(made: Calibration, threads: list[int], engines: list[str], output: str,
@@ -57,10 +57,11 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
 def run_choice(made: Calibration, threads: list[int], output: str) -> None:
     """Lets the planner choose, which measures contenders at a glance; then measures all of
     `choosing`'s grid, and prints how far the choices are from it. Ctrl-C leaves what there is."""
-    guesses, seconds = choosing.predicted(_shape(cases.DEFAULT_MODEL), Predictor(made), threads)
-    begin = time.perf_counter()
+    shape, begin = _shape(cases.DEFAULT_MODEL), time.perf_counter()
+    guesses = choosing.predicted(shape, Predictor(made).now(), threads)
+    spent, begin = {"predicting_s": time.perf_counter() - begin}, time.perf_counter()
     glances = _glances(guesses, threads)
-    spent = {"predicting_s": seconds, "glancing_s": time.perf_counter() - begin}
+    spent["glancing_s"] = time.perf_counter() - begin
     begin, seen, found = time.perf_counter(), {}, {}
     try:
         with contextlib.closing(_observed(_by_threads(guesses, threads),
@@ -76,8 +77,9 @@ def run_choice(made: Calibration, threads: list[int], output: str) -> None:
 
 
 def _by_threads(points: list[planner.Point], threads: list[int]) -> dict[int, list[cases.Case]]:
-    return {count: [choosing.case(point) for point in points if point.threads == count]
-            for count in threads}
+    found = {count: [choosing.case(point) for point in points if point.threads == count]
+             for count in threads}
+    return {count: chosen for count, chosen in found.items() if chosen}
 
 
 def _glances(guesses: list[planner.Point], threads: list[int]) -> dict[cases.Case, planner.Point]:
@@ -127,10 +129,8 @@ def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
     """
     load = Load(case.batch, case.prompt_tokens, case.new_tokens)
     asked = _shape(case.model), case.engine, case.threads, load
-    read = [times["bandwidth"] for times in seen]
-    predicted = predictor.at_speed({case.threads: [
-        [pairs[0][0], float(np.median([speed for _, speed in pairs]))]
-        for pairs in zip(*read, strict=True)]}).latency(*asked)
+    memory = float(np.median([np.mean(times["memory"]) for times in seen]))
+    predicted = predictor.at_speed({case.threads: memory}).latency(*asked)
     calibrated = predictor.latency(*asked)
     rounds = {name: [float(np.median(times[name])) for times in seen] for name in METRICS}
     measured = {name: float(np.median(rounds[name])) for name in METRICS}
@@ -140,7 +140,8 @@ def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
             "predicted": {name: predicted[name] for name in METRICS},
             "prediction_error": {name: predicted[name] / measured[name] - 1
                                  for name in METRICS},
-            "calibrated": {name: calibrated[name] for name in METRICS}, "rounds": rounds}
+            "calibrated": {name: calibrated[name] for name in METRICS}, "rounds": rounds,
+            "memory_gb_per_s": [float(np.mean(times["memory"])) / 1e9 for times in seen]}
 
 
 @functools.cache

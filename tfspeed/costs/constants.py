@@ -10,12 +10,13 @@ from tfspeed.costs.calibration import STARTS
 from tfspeed.costs.cases import METRICS, PACKED, Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import Table
+from tfspeed.costs.fused_time import UNCACHED
 from tfspeed.costs.prediction import Bandwidth, packed
 from tfspeed.litert.formats import Formats
 
 # In what a fit begins with: in general, and in the constants of other threads. Few times tell
 # what TensorFlow's many operators cost.
-_TRUST = {True: (0.05, 0.1), False: (0.1, 0.1)}  # of what is packed, and of what is compiled
+_TRUST_PACKED, _TRUST_COMPILED = (0.05, 0.1), (0.1, 0.1)
 _OWN = "products", "reach", "cache", "blunt"  # constants of a number of threads
 
 
@@ -26,7 +27,7 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
         seen: a `calibrating.Seen`.
         other: the constants of another number of threads; {} where there are none.
     """
-    constants, fits = {"bandwidth": _usual(seen.reads)}, {}
+    constants, fits = {"bandwidth": [*_usual(seen.reads), [UNCACHED, _memory(seen)]]}, {}
     for engine, times in seen.times.items():
         constants[engine], fits[engine] = fit(
             engine, [(case, _in_the_middle(moments)) for case, moments in times.items()],
@@ -35,10 +36,21 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
 
 
 def _in_the_middle(moments: list[dict]) -> dict[str, float]:
-    """Of a moment the least, since what disturbs a machine makes times longer, never shorter; of
-    several the median, since memory that is shared is fast at one and slow at another."""
+    """Of a round the least, since what disturbs a machine makes times longer, never shorter; of
+    several the median, since memory that is shared is fast in one and slow in another."""
     return {name: float(np.median([np.min(times[name]) for times in moments]))
-            for name in METRICS}
+            for name in METRICS} | {"memory": _usual_memory(moments)}
+
+
+def _usual_memory(moments: list[dict]) -> float:
+    """Bytes a second in the median of some readings beside what was timed."""
+    return float(np.median([np.mean(times["memory"]) for times in moments]))
+
+
+def _memory(seen) -> float:
+    """Bytes a second over all that was timed."""
+    return _usual_memory([times for every in seen.times.values() for moments in every.values()
+                          for times in moments])
 
 
 def _middle_products(moments: list[dict]) -> dict:
@@ -68,13 +80,14 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
         bandwidth, products: as an `Observer` gives them.
         other: the constants of another number of threads, None where there are none.
     """
-    speed = Bandwidth(bandwidth)
     if engine in PACKED:
-        return _best_tile(_begin(STARTS[engine], other), functools.partial(_packed, speed), times,
+        speeds = {case: Bandwidth([*bandwidth[:-1], [UNCACHED, seen["memory"]]])
+                  for case, seen in times}
+        return _best_tile(_begin(STARTS[engine], other), functools.partial(_packed, speeds), times,
                           other is not None)
     start = _begin(compiled_time.STARTS[engine], other and other["constants"])
     found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
-                       _TRUST[False][other is not None])
+                       _TRUST_COMPILED[other is not None])
     return {"constants": found, **products}, fits
 
 
@@ -88,7 +101,7 @@ def _begin(start: dict, other: dict | None) -> dict:
 def _best_tile(start: dict, predict, times, again: bool) -> tuple[dict, dict]:
     """The fit with the tile that suits the times best, where kernels have an unknown one: a whole
     number, in which no fit can go a small step."""
-    tile, trust = start.get("tile"), _TRUST[True][again]
+    tile, trust = start.get("tile"), _TRUST_PACKED[again]
     if tile is None:
         return _fit(start, predict, times, trust)
     rest = {name: value for name, value in start.items() if name != "tile"}
@@ -100,8 +113,8 @@ def _best_tile(start: dict, predict, times, again: bool) -> tuple[dict, dict]:
     return min(found, key=lambda each: each[1]["mean_error"])
 
 
-def _packed(bandwidth, constants: dict, case: Case) -> tuple[float, float]:
-    made = packed(case.engine, constants, bandwidth, case.threads)
+def _packed(speeds: dict, constants: dict, case: Case) -> tuple[float, float]:
+    made = packed(case.engine, constants, speeds[case], case.threads)
     return made.latency(_stored(case.model, case.engine), case.batch, case.prompt_tokens,
                         case.new_tokens)
 
@@ -127,15 +140,10 @@ def _fit(start, predict, times, trust: float) -> tuple[dict, dict]:
                    "predicted": predicted.reshape(-1, 2).tolist()}
 
 
-def _near_one(name: str) -> bool:
-    """Whether a constant corrects what was measured directly."""
-    return name.startswith(("products", "reach"))
-
-
 def _firm(name: str) -> float:
     """How much more a constant is trusted than others. What bandwidth is measured with is as fast
     as the kernels within a few per cent: the reaches must not learn how busy memory was."""
-    return 50 if name.startswith("reach") else 10 if _near_one(name) else 1
+    return 50 if name.startswith("reach") else 3 if name.startswith("products") else 1
 
 
 @functools.cache

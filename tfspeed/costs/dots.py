@@ -4,8 +4,8 @@ No formula has their kernels: another one for each number of rows, some of which
 into blocks first, which costs more where they come from memory. So a table: seconds a weight of
 products of 1 to 320 rows with a matrix that the cache of some cores holds (`here`), with those that
 a last-level cache holds together (`near`) and with some that it does not (`far`), and with a table
-that is used as it lies, transposed (the output layer). What lies between two entries lies between
-them on logarithmic scales.
+that is used as it lies, transposed (the output layer). Each takes what the one before gives, as in
+a model. What lies between two entries lies between them on logarithmic scales.
 
 Of 16 bits the kernels are others again: TensorFlow has some that multiply a matrix as it lies; XLA
 turns it into floats first, of either type, and on one thread where it is small. So there are a few
@@ -36,7 +36,7 @@ _NARROWED = ("graph",)
 _MOST_NARROW = 4.0  # times what that takes more: the line is not followed below 151 outputs
 PACKINGS = {8: 0, 4: 32}  # bits, and values that share a scale, 0: a row's
 HERE, NEAR, FAR = 1, 4, 28  # matrices that are used in turn: 10, 42 and 294 MB
-_CHAIN = 2  # products of a function: what starting it takes is next to nothing beside them
+_CHAIN = 2  # products of a function: alone, starting it is up to a quarter of its time
 _ELSEWHERE_ROWS = 1, 4, 16  # of more, where weights come from is little beside multiplying
 _HALF_ROWS = {False: (1, 4, 96), True: (1, 4)}  # of 16 bits; transposed or not
 _SMALL = 640, 1024  # inputs and outputs
@@ -99,8 +99,8 @@ def _halves(engine: str) -> list[list]:
 
     def product(rows, transposed, dtype, sizes):
         weight = tf.random.stateless_normal(sizes[::-1 if transposed else 1], (0, 0)) * 0.05
-        return functools.partial(_function(engine, transposed), tf.ones((rows, sizes[0]), dtype),
-                                 tf.cast(weight, dtype))
+        return functools.partial(_chain(engine, transposed), tf.ones((rows, sizes[0]), dtype),
+                                 *[tf.cast(weight, dtype)] * _CHAIN)
 
     products = [product(*each) for each in asked]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # they are compiled side by side
@@ -108,7 +108,7 @@ def _halves(engine: str) -> list[list]:
     found = []
     for (rows, transposed, dtype, sizes), made in zip(asked, products, strict=True):
         weights = math.prod(sizes)
-        seconds = _a_weight_of(engine, [made], weights)
+        seconds = _a_weight_of(engine, [made], _CHAIN * weights)
         found += [[rows, 2 * weights, int(transposed), name, seconds]
                   for name in (types if engine == "xla" else [dtype])]
     return found
@@ -121,19 +121,24 @@ def measure_unpacking(engine: str) -> dict[str, float]:
 
     from tfspeed.models.packed import unpack
 
-    x, found = tf.ones((1, _INPUTS)), {}
+    found = {}
     for bits, block in PACKINGS.items():
-        def product(values, scales, bits=bits):
-            return tf.matmul(x, tf.transpose(unpack(values, scales, bits, _INPUTS, "float32")))
+        def products(scales, *every, bits=bits):
+            x = tf.ones((1, _INPUTS))
+            for values in every:
+                weight = tf.transpose(unpack(values, scales, bits, _INPUTS, "float32"))
+                x = tf.matmul(x, weight)[:, :_INPUTS]
+            return x
 
         scales = tf.ones((_OUTPUTS, _INPUTS // block if block else 1),
                          tf.float16 if block else tf.float32)
         # As many as one row's floats: what is read is a quarter or less of what is written.
         values = [tf.cast(tf.fill((_OUTPUTS, _INPUTS * bits // 8), i), tf.int8 if bits == 8
                           else tf.uint8) for i in range(NEAR)]
-        function = tf.function(product, jit_compile=engine == "xla")
+        function = tf.function(products, jit_compile=engine == "xla")
         found[str(bits)] = _a_weight_of(
-            engine, [functools.partial(function, v, scales) for v in values])
+            engine, [functools.partial(function, scales, *values[at:at + _CHAIN])
+                     for at in range(0, NEAR, _CHAIN)], _CHAIN * _INPUTS * _OUTPUTS)
     return found
 
 

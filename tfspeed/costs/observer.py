@@ -6,7 +6,8 @@ Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `
     {"products": "xla", "short": false}   -> see `dots.measure_all`
     {"prepare": [{…}, …], "dots": "xla", "short": false} -> {}: made and compiled, in place of
                                              those before; `dots`: and those products, or ""
-    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "step_bytes": …}
+    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "memory": […]}: with
+                                             bytes a second that were read before and after
 """
 
 import concurrent.futures
@@ -19,6 +20,7 @@ import time
 import numpy as np
 
 from tfspeed.costs.cases import MODELS, Case
+from tfspeed.costs.fused_time import UNCACHED
 from tfspeed.errors import TfspeedError
 
 _MOST, _SECONDS = 6, 0.03  # generations of a case, and what they may take together
@@ -48,7 +50,7 @@ def _answer(asked: dict, threads: int) -> dict:
         prepare([Case(**each) for each in asked["prepare"]], threads, asked["dots"],
                 asked["short"])
         return {}
-    return observe(Case(**asked["case"]))
+    return observe(Case(**asked["case"]), _memory(threads))
 
 
 def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool = False) -> None:
@@ -80,20 +82,29 @@ def _warm_all(cases: list[Case]) -> None:
         _warm(case)
 
 
-def observe(case: Case) -> dict:
+@functools.cache
+def _memory(threads: int):
+    from tfspeed.measure.bandwidth import MemoryReader
+    return MemoryReader(threads, UNCACHED)
+
+
+def observe(case: Case, memory) -> dict:
     """Seconds of the first token and of those after it, of a generation, or some where they are
-    short; before them a prompt and a step bring the model where it lies while it is used."""
+    short; before them a prompt and a step bring the model where it lies while it is used.
+
+    Args:
+        memory: a `MemoryReader`: what others do to the memory lasts a second or two.
+    """
     if (case.model, case.engine) not in _ready:
         prepare([case])
-    engine, timings = _warm(case), []
+    engine, timings, speeds = _warm(case), [], [memory.read()]
     _generation(engine, case, 2)
     begin = time.perf_counter()
     while not timings or (len(timings) < _MOST and time.perf_counter() - begin < _SECONDS):
         timings.append(_generation(engine, case))
     return {"ttft_s": [t.token_s[0] - t.start_s for t in timings],
             "tpot_s": [(t.token_s[-1] - t.token_s[0]) / (len(t.token_s) - 1) for t in timings],
-            "step_bytes": engine.step_bytes(case.batch,
-                                            case.prompt_tokens + case.new_tokens // 2)}
+            "memory": [*speeds, memory.read()]}
 
 
 _ready: dict[tuple[str, str], tuple] = {}  # by model and engine: an engine, and what it has run

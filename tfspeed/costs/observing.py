@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tfspeed.asked_process import AskedProcess
 from tfspeed.costs.cases import Case
-from tfspeed.costs.fused_time import CACHED, UNCACHED
 from tfspeed.errors import TfspeedError
 
 _SILENT_S = 300
@@ -52,18 +51,18 @@ class Observer:
                   "short": short})
 
     def observe(self, case: Case) -> dict:
-        """`{"ttft_s": […], "tpot_s": […]}`, one of each generation: one, or some short ones."""
+        """`{"ttft_s": […], "tpot_s": […], "memory": […]}`: seconds of a generation, or some short
+        ones, and bytes a second at which memory was read around them."""
         return self.ask({"case": dataclasses.asdict(case)})
 
     def in_turns(self, cases: list[Case], rounds: int) -> Iterator[tuple[Case, dict]]:
         """Each case and what `observe` sees of it, so many times: all of them, then all again,
-        since what disturbs a machine lasts longer than a generation. With each round goes how fast
-        cache and memory were read just before it: `bandwidth`."""
-        self.prepare(cases)
+        since what disturbs a machine lasts longer than a generation."""
+        for count in range(1, len(cases) + 1):  # each may take as long as one question may
+            self.prepare(cases[:count])
         for _ in range(rounds):
-            read = {"bandwidth": self.bandwidth([CACHED, UNCACHED])}
             for case in cases:
-                yield case, self.observe(case) | read
+                yield case, self.observe(case)
 
     def ask(self, question: dict) -> dict:
         answer = self._process.ask(question, _SILENT_S)

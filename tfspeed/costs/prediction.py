@@ -5,23 +5,26 @@
 """
 
 import dataclasses
-from statistics import fmean
+from statistics import median
 
 import numpy as np
+import psutil
 
 from tfspeed.costs import computation, recurrent_time
-from tfspeed.costs.calibration import Calibration
+from tfspeed.costs.calibration import STARTS, Calibration
 from tfspeed.costs.cases import ENGINES, PACKED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dots import ITEM_BYTES, Table, measured
-from tfspeed.costs.fused_time import CACHED, UNCACHED, FusedTime
+from tfspeed.costs.fused_time import UNCACHED, FusedTime, reached
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
-from tfspeed.measure.bandwidth import usual_bandwidth
+from tfspeed.measure.bandwidth import MemoryReader
+
+_READINGS = 15  # of some milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,31 +42,14 @@ class Load:
 
 
 class Bandwidth:
-    """Bytes a second at which so many bytes are read again and again, between those measured."""
+    """Bytes a second at which so many bytes are read again and again, between the speeds of the
+    cache and of memory that were measured; the models of times ask for those two alone."""
 
     def __init__(self, measured: list):
-        self._sizes, speeds = np.log(np.array(measured)).T
-        self._speeds = _falling(speeds.tolist())
-        self._known: dict[float, float] = {}  # a fit asks for the same sizes thousands of times
+        self._sizes, self._speeds = np.log(np.array(measured)).T
 
     def __call__(self, size: float) -> float:
-        if size not in self._known:
-            at = np.log(max(1.0, size))
-            self._known[size] = float(np.exp(np.interp(at, self._sizes, self._speeds)))
-        return self._known[size]
-
-
-def _falling(values: list[float]) -> list[float]:
-    """The nearest that never rise: more bytes are read no faster than fewer. Neighbours that do
-    are taken together (R. E. Barlow and others, Statistical Inference under Order Restrictions,
-    1972: pool adjacent violators)."""
-    pools: list[list[float]] = []
-    for value in values:
-        pools.append([value])
-        while len(pools) > 1 and fmean(pools[-2]) < fmean(pools[-1]):
-            last = pools.pop()
-            pools[-1] += last
-    return [fmean(pool) for pool in pools for _ in pool]
+        return float(np.exp(np.interp(np.log(size), self._sizes, self._speeds)))
 
 
 def packed(engine: str, constants: dict, bandwidth: Bandwidth,
@@ -87,23 +73,29 @@ class Predictor:
                       for threads, constants in sorted(calibration.threads.items())}
         self.least_threads = min(self._made)  # that anything is known of
 
-    def at_speed(self, speeds: dict[int, list[list[float]]]) -> "Predictor":
-        """The same while so many threads read cache and memory at other speeds, see
-        `usual_bandwidth`: machines that share their memory read it at half or twice the speed
-        within the hour.
+    def at_speed(self, speeds: dict[int, float]) -> "Predictor":
+        """The same while so many threads read memory at another speed: machines that share theirs
+        with others read it at half or twice the speed within seconds.
 
         Args:
-            speeds: by the number of threads `[[bytes, bytes a second], …]`.
+            speeds: bytes a second, by the number of threads.
         """
-        threads = {count: constants | ({"bandwidth": speeds[count]} if count in speeds else {})
+        threads = {count: constants | ({"bandwidth": [*constants["bandwidth"][:-1], [
+            UNCACHED, speeds[count]]]} if count in speeds else {})
                    for count, constants in self._calibration.threads.items()}
         return Predictor(dataclasses.replace(self._calibration, threads=threads))
 
     def now(self) -> "Predictor":
-        """The same with the speed at which memory is read now; takes half a second."""
-        return self.at_speed({count: [[size, 1e9 * usual_bandwidth(count, size)]
-                                      for size in (CACHED, UNCACHED)]
-                              for count in self._made if count <= available_cores()})
+        """The same with the speed at which memory is read now; takes half a second. A number of
+        threads that this process may not use gets the change of the most that it may."""
+        calibrated = {count: machine.bandwidth(UNCACHED) for count, machine in self._made.items()}
+        size = min(UNCACHED, psutil.virtual_memory().available // 4)
+        readers = {count: MemoryReader(count, size) for count in self._made
+                   if count <= available_cores()}
+        found = {count: median(reader.read() for _ in range(_READINGS))
+                 for count, reader in readers.items()}
+        change = found[max(found)] / calibrated[max(found)] if found else 1.0
+        return self.at_speed({count: change * speed for count, speed in calibrated.items()} | found)
 
     def latency(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         """`ttft_s`, `e2e_s` and, of more than one token, `tpot_s`: the mean, as it is measured.
@@ -155,7 +147,7 @@ class Predictor:
         formats = Formats.of_engine(engine if engine.partition(":")[0] in PACKED else "")
         read = computation.filled_step(shape.stored(formats), load.batch,
                                        load.prompt_tokens).read_bytes(4)
-        alone, together = (self._between(count, [(t, m.bandwidth(read)) for t, m in
+        alone, together = (self._between(count, [(t, m.speed(read)) for t, m in
                                                  self._made.items()])
                            for count in (max(1, cores // workers), cores))
         return max(1.0, workers * alone / together)
@@ -187,6 +179,10 @@ class _Machine:
         self.constants, self.bandwidth = constants, Bandwidth(constants["bandwidth"])
         self.tables = {kind: _table(found, most.get(kind))
                        for kind, found in constants.items() if kind in ("graph", "xla")}
+
+    def speed(self, read: float) -> float:
+        """Bytes a second in steps that read so many."""
+        return reached(self.constants.get("fused", STARTS["fused"]), self.bandwidth, read)
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         made, shape = self._of(shape, engine, threads)

@@ -91,6 +91,33 @@ def usual_bandwidth(threads: int, buffer_bytes: int) -> float:
     return statistics.median(_passes(threads, buffer_bytes, 3))
 
 
+class MemoryReader:
+    """Tells how fast memory is read just now, in a few milliseconds: of a buffer larger than any
+    cache each call reads another part.
+
+    Args:
+        threads: that read together.
+        buffer_bytes: of the buffer, which stays.
+    """
+
+    _PARTS = 4
+
+    def __init__(self, threads: int, buffer_bytes: int):
+        buffer = aligned((buffer_bytes // 8,), np.uint64)
+        buffer.fill(1)  # untouched pages all map to one page of zeros
+        self._parts = [np.array_split(part, threads * _CHUNKS)
+                       for part in np.array_split(buffer, self._PARTS)]
+        self._pool, self._at = concurrent.futures.ThreadPoolExecutor(threads), 0
+        self.read()  # starts the threads
+
+    def read(self) -> float:
+        """Bytes a second."""
+        self._at = (self._at + 1) % self._PARTS
+        chunks, read, start = self._parts[self._at], _read(), time.perf_counter()
+        list(self._pool.map(lambda chunk: read(chunk, 1), chunks))
+        return sum(chunk.nbytes for chunk in chunks) / (time.perf_counter() - start)
+
+
 def _measure(threads: int, buffer_bytes: int) -> float:
     return max(_passes(threads, buffer_bytes))
 
