@@ -92,20 +92,21 @@ def usual_bandwidth(threads: int, buffer_bytes: int) -> float:
 
 
 class MemoryReader:
-    """Tells how fast memory is read just now, in a few milliseconds: of a buffer larger than any
-    cache each call reads another part.
+    """Tells how fast memory is read just now, in ten milliseconds: of a buffer larger than any
+    cache each call reads the other half. In quarters and in sixteen chunks a thread it said 29 GB/s
+    where kernels read at 34.6, so 34.4.
 
     Args:
         threads: that read together.
         buffer_bytes: of the buffer, which stays.
     """
 
-    _PARTS = 4
+    _PARTS, _CHUNKS = 2, 2  # of the buffer; of a part, a thread
 
     def __init__(self, threads: int, buffer_bytes: int):
         buffer = aligned((buffer_bytes // 8,), np.uint64)
         buffer.fill(1)  # untouched pages all map to one page of zeros
-        self._parts = [np.array_split(part, threads * _CHUNKS)
+        self._parts = [np.array_split(part, threads * self._CHUNKS)
                        for part in np.array_split(buffer, self._PARTS)]
         self._pool, self._at = concurrent.futures.ThreadPoolExecutor(threads), 0
         self.read()  # starts the threads
