@@ -69,6 +69,15 @@ def test_a_glance_sees_whether_a_bound_is_kept(points):
     assert choosing.choose(goal, [dataclasses.replace(p, tpot_s=1.0) for p in points], {}) is None
 
 
+def test_a_bound_is_kept_where_every_round_keeps_it(points):
+    rounds = [{"ttft_s": [0.1], "tpot_s": [each]} for each in (0.003, 0.0045, 0.003)]
+    found = choosing.measured(points[0], rounds)
+    assert found.e2e_s == pytest.approx(0.1 + (choosing.NEW_TOKENS - 1) * 0.003)
+    bounds = {goal.name: goal for goal in choosing.goals()}
+    assert not bounds["most tokens/s within 4 ms each"].allowed(found)
+    assert bounds["most tokens/s within 8 ms each"].allowed(found)
+
+
 def test_a_bound_that_only_the_prediction_keeps(points):
     truths = [dataclasses.replace(p, tpot_s=10 * p.tpot_s, e2e_s=10 * p.e2e_s) for p in points]
     rows = {row["goal"]: row for row in choosing.judge(points, truths)}

@@ -34,7 +34,7 @@ from tfspeed.costs import (
 )
 from tfspeed.costs.calibration import NoCalibration
 from tfspeed.costs.communication import Link
-from tfspeed.costs.dots import Table
+from tfspeed.costs.dot_table import Table
 from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError

@@ -24,7 +24,7 @@ from tfspeed.export.files import appearing
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
 _SOURCES = ("litert/kernels/*", "measure/read.c", "costs/fused_time.py", "costs/compiled_time.py",
-            "costs/litert_time.py", "costs/dots.py")
+            "costs/litert_time.py", "costs/dots.py", "costs/dot_table.py")
 _VERSION = 2
 STARTS = {"fused": fused_time.START, "litert": litert_time.START}  # others: `compiled_time`
 

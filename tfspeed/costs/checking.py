@@ -102,7 +102,9 @@ def _choices(guesses: list[planner.Point], seen: dict, glances: dict) -> dict:
     guessed, truths = map(list, zip(*pairs, strict=True))
     return {"rows": choosing.judge(guessed, truths, glances), "points": [
         {**dataclasses.asdict(choosing.case(truth)), "ttft_s": truth.ttft_s,
-         "tpot_s": truth.tpot_s, "predicted": {"ttft_s": guess.ttft_s, "tpot_s": guess.tpot_s}}
+         "tpot_s": (truth.e2e_s - truth.ttft_s) / (choosing.NEW_TOKENS - 1),
+         "slowest_tpot_s": truth.tpot_s,
+         "predicted": {"ttft_s": guess.ttft_s, "tpot_s": guess.tpot_s}}
         for guess, truth in pairs]}
 
 

@@ -21,7 +21,8 @@ from tfspeed.costs.computation import (
     padded_read,
     padded_step,
 )
-from tfspeed.costs.dots import ITEM_BYTES, Table
+from tfspeed.costs.dot_table import Table
+from tfspeed.costs.dots import ITEM_BYTES
 from tfspeed.costs.matrices import Matrix
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape

@@ -9,7 +9,7 @@ from tfspeed.costs import cases, compiled_time, fitting, litert_time, shapes
 from tfspeed.costs.calibration import STARTS
 from tfspeed.costs.cases import METRICS, PACKED, Case
 from tfspeed.costs.compiled_time import CompiledTime
-from tfspeed.costs.dots import Table
+from tfspeed.costs.dot_table import Table
 from tfspeed.costs.fused_time import UNCACHED
 from tfspeed.costs.prediction import Bandwidth, packed
 from tfspeed.litert.formats import Formats

@@ -15,7 +15,8 @@ from tfspeed.costs.calibration import STARTS, Calibration
 from tfspeed.costs.cases import ENGINES, PACKED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
-from tfspeed.costs.dots import ITEM_BYTES, Table, measured
+from tfspeed.costs.dot_table import Table
+from tfspeed.costs.dots import ITEM_BYTES, measured
 from tfspeed.costs.fused_time import UNCACHED, FusedTime, reached
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape

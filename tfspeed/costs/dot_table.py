@@ -1,0 +1,121 @@
+"""Seconds of a product between those that `dots.py` timed."""
+
+import functools
+import math
+
+import numpy as np
+
+from tfspeed.costs.dots import HEAD_ROWS, MATRIX_BYTES, NARROW, NEAR, OUTPUTS
+from tfspeed.errors import TfspeedError
+
+_MOST_NARROW = 4.0  # times what that takes more: the line is not followed below 151 outputs
+
+
+class Table:
+    """Seconds of a product, between those that were measured.
+
+    Args:
+        dots, unpacking, narrow: see `measure`, `measure_unpacking` and `measure_narrow`.
+        longer: the table of another number of threads, where 16 bits were timed as well.
+    """
+
+    def __init__(self, dots: list[list], unpacking: dict[str, float],
+                 narrow: list[list[float]], longer: "Table | None" = None):
+        self._columns: dict = {}
+        for rows, size, transposed, dtype, seconds in _undisturbed(dots):
+            columns = self._columns.setdefault((dtype, bool(transposed)), {})
+            column = columns.setdefault(size, ([], []))
+            column[0].append(math.log(rows))
+            column[1].append(math.log(seconds))
+        self._narrow = [[math.log(rows), max(0.0, seconds / self.a_weight(
+            rows, NEAR * MATRIX_BYTES) - 1)] for rows, seconds in narrow]
+        self._halves = self._ratios() or (longer._halves if longer else {})
+        # What a product takes longer; XLA, which unpacks as it multiplies, may take less. A matrix
+        # that was just unpacked lies in the cache.
+        plain = self.a_weight(1, MATRIX_BYTES)
+        self.unpacking = {int(bits): seconds - plain for bits, seconds in unpacking.items()}
+
+    def _ratios(self) -> dict:
+        """Of each type of 16 bits, transposed or not: by the logarithm of the matrix's values,
+        ascending, logarithms of rows, and of how many times as long as in float32 they take where
+        both come from the cache."""
+        found = {}
+        for (dtype, transposed), columns in self._columns.items():
+            if dtype == "float32":
+                continue
+            for size, (at, seconds) in sorted(columns.items()):
+                floats = [math.log(self.a_weight(round(math.exp(x)), MATRIX_BYTES, transposed))
+                          for x in at]
+                found.setdefault((dtype, transposed), {})[math.log(size / 2)] = (
+                    at, np.subtract(seconds, floats))
+        return found
+
+    def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
+        """In float32.
+
+        Args:
+            read: bytes of all weights that are read in turn.
+        """
+        return weights * _a_weight(self, rows, read, transposed and rows <= HEAD_ROWS[-1])
+
+    def narrow(self, rows: int, outputs: int) -> float:
+        """How many times as long a weight of a matrix with so many outputs takes."""
+        if not self._narrow:
+            return 1.0
+        share = (1 / outputs - 1 / OUTPUTS) / (1 / NARROW - 1 / OUTPUTS)
+        more = float(np.interp(math.log(rows), *zip(*self._narrow, strict=True)))
+        return 1 + min(_MOST_NARROW, max(0.0, share)) * more
+
+    def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
+        """In float32."""
+        columns = self._columns["float32", transposed]
+        near = sorted(columns)[-2]
+        fast, slope = columns[near], max(0.0, (at := math.log(rows)) - columns[near][0][-1])
+        found = float(np.interp(at, *fast)) + slope
+        for size in columns.keys() - {near}:
+            last = columns[size][0][-1]
+            # From farther away it takes no less, from nearer by no more. Beyond the rows that were
+            # measured there, the difference fades away.
+            gap = (max if size > near else min)(0.0, float(
+                np.interp(at, *columns[size]) - np.interp(min(at, last), *fast)))
+            fading = max(0.0, 1 - max(0.0, at - last) / math.log(8))
+            share = math.log(max(1.0, read) / near) / math.log(size / near)
+            found += min(1.0, max(0.0, share)) * gap * fading
+        return math.exp(found)
+
+    def beyond(self, rows: int, weights: int, read: float, dtype: str,
+               transposed: bool = False) -> float:
+        """Seconds that it takes longer (or less: below 0) in a type of 16 bits, of which half as
+        many bytes are waited for.
+
+        Raises:
+            TfspeedError: it was not timed.
+        """
+        if dtype == "float32":
+            return 0.0
+        if not self._halves:
+            raise TfspeedError("This calibration knows nothing of products in 16 bits.",
+                               type=dtype, hint="python scripts/calibrate.py makes a new one.")
+        transposed = transposed and rows <= HEAD_ROWS[-1]
+        cached = _a_weight(self, rows, MATRIX_BYTES, transposed)
+        waited = _a_weight(self, rows, read, transposed) - cached
+        by_size = self._halves[dtype, transposed]
+        ratios = [float(np.interp(math.log(rows), *measured)) for measured in by_size.values()]
+        ratio = math.exp(np.interp(math.log(weights), list(by_size), ratios))
+        return weights * (cached * (ratio - 1) - waited / 2)
+
+
+def _undisturbed(dots: list[list]) -> list[list]:
+    """Those from nearer take no longer than those from farther away: if they did, they were
+    disturbed, which makes times longer, never shorter."""
+    found, least = [], {}
+    for rows, size, transposed, dtype, seconds in sorted(dots, key=lambda row: (row[0], -row[1])):
+        kind = rows, transposed, dtype if dtype == "float32" else (dtype, size)  # in one place
+        least[kind] = min(seconds, least.get(kind, seconds))
+        found.append([rows, size, transposed, dtype, least[kind]])
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _a_weight(table: Table, rows: int, read: float, transposed: bool) -> float:
+    return table.a_weight(rows, read, transposed)
