@@ -61,6 +61,12 @@ def packed(engine: str, constants: dict, bandwidth: Bandwidth,
     return FusedTime(constants, bandwidth, threads, Formats.of_engine(engine).cache_itemsize)
 
 
+def _read_speed(threads: int, size: int) -> float:
+    """Bytes a second at which so many threads read memory now."""
+    reader = MemoryReader(threads, size)
+    return median(reader.read() for _ in range(_READINGS))
+
+
 class Predictor:
     """Args:
         calibration: this machine's.
@@ -91,10 +97,8 @@ class Predictor:
         threads that this process may not use gets the change of the most that it may."""
         calibrated = {count: machine.bandwidth(UNCACHED) for count, machine in self._made.items()}
         size = min(UNCACHED, psutil.virtual_memory().available // 4)
-        readers = {count: MemoryReader(count, size) for count in self._made
-                   if count <= available_cores()}
-        found = {count: median(reader.read() for _ in range(_READINGS))
-                 for count, reader in readers.items()}
+        found = {count: _read_speed(count, size) for count in self._made
+                 if count <= available_cores()}
         change = found[max(found)] / calibrated[max(found)] if found else 1.0
         return self.at_speed({count: change * speed for count, speed in calibrated.items()} | found)
 
