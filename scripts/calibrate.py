@@ -7,7 +7,7 @@
     python scripts/calibrate.py --engines=fused    leaves out the others: two thirds of it
 
 What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
-engine: see tfspeed/costs. Nothing else should run meanwhile, and 6 GB be free. A calibration is of
+engine: see tfspeed/costs. Nothing else should run meanwhile, and 7 GB be free. A calibration is of
 a machine, its cores, TensorFlow's version and our kernels: where one of them is another, it is
 refused.
 
