@@ -196,6 +196,14 @@ def test_a_few_rows_hide_behind_what_is_read(bits):
     assert over_reading(8192) > 1.2
 
 
+def test_a_fit_begins_with_the_constants_of_other_threads():
+    start = {"layer": 1e-5, "cache": 3e7, "reach_memory": 1.0, "blunt": 2.0, "products_step": 1.0}
+    other = {name: 3 * value for name, value in start.items()}
+    assert constants._begin(start, None) == start
+    assert constants._begin(start, other) == start | {
+        "layer": other["layer"]}  # but for what is theirs
+
+
 def test_a_fit_finds_the_constants():
     true = {"call": 3e-4, "byte": 2e-10, "unused": 1e-3}
     sizes = np.geomspace(1e4, 1e9, 12)
