@@ -2,7 +2,7 @@
 
 from tfspeed.costs import compiled_time
 from tfspeed.costs.calibration import STARTS, Calibration, fingerprint
-from tfspeed.costs.fused_time import CACHED, UNCACHED
+from tfspeed.costs.cases import CACHED, UNCACHED
 
 
 def made_up(**changes) -> Calibration:

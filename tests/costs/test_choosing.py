@@ -1,7 +1,10 @@
 """What is chosen by predictions is judged by what was measured."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +139,12 @@ def test_an_observer_that_does_not_start_leaves_none_behind(monkeypatch):
     with pytest.raises(TfspeedError, match="no such threads"):
         calibrating.calibrate([1, 2], [], calibrating.Progress())
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize("module", ["calibrate_job", "costs.observer"])
+def test_tensorflow_is_imported_late(module):
+    """A calibration has a minute, and its processes set their threads before they start it."""
+    done = subprocess.run([sys.executable, "-c", f"import sys, tfspeed.{module}; "
+                           "sys.exit('tensorflow' in sys.modules)"], cwd=Path(__file__).parents[2],
+                          timeout=60)
+    assert done.returncode == 0

@@ -102,16 +102,16 @@ def test_threads_between_two_that_were_measured(predictor):
 @pytest.mark.parametrize("times", [0.5, 2])
 def test_memory_is_predicted_as_it_is_read(predictor, monkeypatch, times):
     """Slower and faster than when this was calibrated."""
-    was = {count: machine.bandwidth(fused_time.UNCACHED)
+    was = {count: machine.bandwidth(cases.UNCACHED)
            for count, machine in predictor._made.items()}
     monkeypatch.setattr(prediction, "available_cores", lambda: 1)
     monkeypatch.setattr(prediction, "MemoryReader", lambda threads, size: contextlib.nullcontext())
     monkeypatch.setattr(contextlib.nullcontext, "read", lambda self: times * was[1], raising=False)
     now = predictor.now()
     for count, machine in now._made.items():  # two threads may not be used: as one has changed
-        assert machine.bandwidth(fused_time.UNCACHED) == pytest.approx(times * was[count])
-        assert machine.bandwidth(fused_time.CACHED) == predictor._made[count].bandwidth(
-            fused_time.CACHED)
+        assert machine.bandwidth(cases.UNCACHED) == pytest.approx(times * was[count])
+        assert machine.bandwidth(cases.CACHED) == predictor._made[count].bandwidth(
+            cases.CACHED)
     ratio = latency(now, "fused")["tpot_s"] / latency(predictor, "fused")["tpot_s"]
     assert ratio > 1.2 if times < 1 else ratio < 0.9
 
@@ -125,7 +125,7 @@ def test_a_calibration_takes_what_was_not_disturbed():
         {"ttft_s": [8e-3, 9e-3], "tpot_s": [5e-4], "memory": [5e10]}]
     seen.reads = [[[1e6, 1e11], [1e7, 9e10]]]
     found, fits = constants.fitted(seen, {})
-    assert found["bandwidth"] == [[1e6, 1e11], [1e7, 9e10], [fused_time.UNCACHED, 3e10]]
+    assert found["bandwidth"] == [[1e6, 1e11], [1e7, 9e10], [cases.UNCACHED, 3e10]]
     fits = fits["fused"]
     assert fits["measured"][0][1:] == [4e-3, 5e-4]  # of each moment the least, in the middle
     reads = [[[1e6, 5.0], [1e9, 2.0]], [[1e6, 7.0], [1e9, 4.0]], [[1e6, 60.0], [1e9, 3.0]]]

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tfspeed.costs import cases, loopback, observing
-from tfspeed.costs.cases import PACKED, Case
-from tfspeed.costs.fused_time import CACHED
+from tfspeed.costs.cases import CACHED, PACKED, Case
 from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 

@@ -10,6 +10,7 @@ from tfspeed.models.config import DecoderConfig
 PACKED = ("fused", "litert")  # engines which keep weights in formats of their own
 ENGINES = (*PACKED, "graph", "xla")  # those that there are constants of
 METRICS = ("ttft_s", "tpot_s")
+CACHED, UNCACHED = 8 << 20, 512 << 20  # bytes that are read as fast as the cache, and as memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import rich.table
 from tfspeed.costs import cases, choosing, planner, shapes
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.cases import METRICS
-from tfspeed.costs.observing import Observer
+from tfspeed.costs.observing import Observer, by_round, usual_memory
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
@@ -84,8 +84,8 @@ def _by_threads(points: list[planner.Point], threads: list[int]) -> dict[int, li
 
 def _glances(guesses: list[planner.Point], threads: list[int]) -> dict[cases.Case, planner.Point]:
     """What the contenders of all goals take, seen for a moment."""
-    rivals = [point for point in guesses if any(
-        point in choosing.contenders(goal, guesses) for goal in choosing.goals())]
+    wanted = [point for goal in choosing.goals() for point in choosing.contenders(goal, guesses)]
+    rivals = [point for point in guesses if point in wanted]
     seen: dict[cases.Case, list[dict]] = {}
     with contextlib.closing(_observed(_by_threads(rivals, threads), "measuring contenders",
                                       rounds=_GLANCES)) as observed:
@@ -131,10 +131,9 @@ def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
     """
     load = Load(case.batch, case.prompt_tokens, case.new_tokens)
     asked = _shape(case.model), case.engine, case.threads, load
-    memory = float(np.median([np.mean(times["memory"]) for times in seen]))
-    predicted = predictor.at_speed({case.threads: memory}).latency(*asked)
+    predicted = predictor.at_speed({case.threads: usual_memory(seen)}).latency(*asked)
     calibrated = predictor.latency(*asked)
-    rounds = {name: [float(np.median(times[name])) for times in seen] for name in METRICS}
+    rounds = {name: by_round(seen, name) for name in METRICS}
     measured = {name: float(np.median(rounds[name])) for name in METRICS}
     return {"model": case.model, "engine": case.engine, "threads": case.threads,
             "batch": case.batch, "prompt_tokens": case.prompt_tokens,

@@ -9,6 +9,7 @@ import numpy as np
 from tfspeed.costs import planner
 from tfspeed.costs.budget import Budget
 from tfspeed.costs.cases import DEFAULT_MODEL, METRICS, Case
+from tfspeed.costs.observing import by_round
 from tfspeed.costs.planner import Point
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.costs.qualities import Quality
@@ -61,9 +62,9 @@ def case(point: Point) -> Case:
 def measured(point: Point, seen: list[dict]) -> Point:
     """The point with the times that an `Observer` saw in several rounds: how fast it is says their
     median, whether it keeps a bound on `tpot_s` the slowest of them."""
-    rounds = {name: [float(np.median(times[name])) for times in seen] for name in METRICS}
-    first, each = (float(np.median(rounds[name])) for name in METRICS)
-    return dataclasses.replace(point, ttft_s=first, tpot_s=max(rounds["tpot_s"]),
+    firsts, steps = (by_round(seen, name) for name in METRICS)
+    first, each = float(np.median(firsts)), float(np.median(steps))
+    return dataclasses.replace(point, ttft_s=first, tpot_s=max(steps),
                                e2e_s=first + (NEW_TOKENS - 1) * each)
 
 
@@ -72,9 +73,8 @@ def contenders(goal: Goal, guesses: list[Point]) -> list[Point]:
     best of those that surely keep them."""
     hoped, sure = ([p for p in guesses if goal.allowed(_slower(p, times))]
                    for times in (1 / (1 + planner.DOUBT), 1 + planner.DOUBT))
-    found = planner.contenders(hoped, goal.cost) if hoped else []
-    return found + [p for p in planner.contenders(sure, goal.cost)[:1] if p not in found] \
-        if sure else found
+    found = planner.contenders(hoped, goal.cost)
+    return found + [p for p in planner.contenders(sure, goal.cost)[:1] if p not in found]
 
 
 def _slower(point: Point, times: float) -> Point:

@@ -7,10 +7,10 @@ import numpy as np
 
 from tfspeed.costs import cases, compiled_time, fitting, litert_time, shapes
 from tfspeed.costs.calibration import STARTS
-from tfspeed.costs.cases import METRICS, PACKED, Case
+from tfspeed.costs.cases import METRICS, PACKED, UNCACHED, Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
-from tfspeed.costs.fused_time import UNCACHED
+from tfspeed.costs.observing import usual_memory
 from tfspeed.costs.prediction import Bandwidth, packed
 from tfspeed.litert.formats import Formats
 
@@ -39,18 +39,13 @@ def _in_the_middle(moments: list[dict]) -> dict[str, float]:
     """Of a round the least, since what disturbs a machine makes times longer, never shorter; of
     several the median, since memory that is shared is fast in one and slow in another."""
     return {name: float(np.median([np.min(times[name]) for times in moments]))
-            for name in METRICS} | {"memory": _usual_memory(moments)}
-
-
-def _usual_memory(moments: list[dict]) -> float:
-    """Bytes a second in the median of some readings beside what was timed."""
-    return float(np.median([np.mean(times["memory"]) for times in moments]))
+            for name in METRICS} | {"memory": usual_memory(moments)}
 
 
 def _memory(seen) -> float:
     """Bytes a second over all that was timed."""
-    return _usual_memory([times for every in seen.times.values() for moments in every.values()
-                          for times in moments])
+    return usual_memory([times for every in seen.times.values() for moments in every.values()
+                         for times in moments])
 
 
 def _middle_products(moments: list[dict]) -> dict:

@@ -159,8 +159,7 @@ def _one(engine: str, rows: int, count: int, transposed: bool) -> list[Callable]
             for at in range(0, count, _CHAIN)]
 
 
-def _a_weight_of(engine: str, products: list[Callable],
-                 weights: int = _INPUTS * OUTPUTS) -> float:
+def _a_weight_of(engine: str, products: list[Callable], weights: int) -> float:
     """Seconds a weight of functions that run in turn, each of so many weights."""
     def in_turn():
         for product in products:
@@ -185,13 +184,6 @@ def _least(call) -> float:
 
 
 @functools.cache
-def _function(engine: str, transposed: bool):
-    import tensorflow as tf
-    return tf.function(lambda x, w: tf.matmul(x, w, transpose_b=transposed),
-                       jit_compile=engine == "xla")
-
-
-@functools.cache
 def _chain(engine: str, transposed: bool):
     """Each product takes what the one before gives, cut or repeated to its inputs."""
     import tensorflow as tf
@@ -211,7 +203,7 @@ def _call_seconds(engine: str) -> float:
     """Of a function that does next to nothing."""
     import tensorflow as tf
     x = tf.ones((1, 1))
-    function = _function(engine, False)
+    function = tf.function(tf.matmul, jit_compile=engine == "xla")
 
     def in_turn():
         for _ in range(20):

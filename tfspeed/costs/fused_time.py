@@ -23,6 +23,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from tfspeed.costs.cases import CACHED, UNCACHED
 from tfspeed.costs.computation import filled_step
 from tfspeed.costs.matrices import Matrix, up_to
 from tfspeed.costs.shapes import Shape
@@ -30,8 +31,6 @@ from tfspeed.costs.shapes import Shape
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
 ROWS = 512  # tokens of a call, see engines/fused.py
 _SHARP = 4
-# Bytes that are read as fast as the last-level cache, and as memory.
-CACHED, UNCACHED = 8 << 20, 512 << 20
 _SOON = 8192  # bytes ahead that kernels/matrix.h asks for
 TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
 _TILE = 8  # query rows that attention reads keys for together
@@ -91,7 +90,7 @@ def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
     """Bytes a second that products read at in steps of `read` bytes.
 
     A cache that a step's bytes fill again and again holds fewer of them the more there are: half of
-    `cache`, an eighth of what is twice as much. A loop that only reads loses all of them at once
+    `cache`, a ninth of what is twice as much. A loop that only reads loses all of them at once
     where they no longer fit; kernels, whose threads wait for each other, do not (30 to 110 MB, four
     formats, ten sizes each: BUILD.md).
     """

@@ -19,8 +19,7 @@ import time
 
 import numpy as np
 
-from tfspeed.costs.cases import MODELS, Case
-from tfspeed.costs.fused_time import UNCACHED
+from tfspeed.costs.cases import MODELS, UNCACHED, Case
 from tfspeed.errors import TfspeedError
 
 _MOST, _SECONDS = 6, 0.03  # generations of a case, and what they may take together
@@ -57,9 +56,11 @@ def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool
     """Leaves the engines of these, made and compiled, and no others; so many models at once, and
     the products of an engine beside them."""
     wanted = {(case.model, case.engine) for case in cases}
-    for each in set(_ready) - wanted:
+    dropped = set(_ready) - wanted
+    for each in dropped:
         del _ready[each]
-    gc.collect()  # models are cycles
+    if dropped:
+        gc.collect()  # models are cycles
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.model, []).append(case)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from tfspeed.asked_process import AskedProcess
 from tfspeed.costs.cases import Case
 from tfspeed.errors import TfspeedError
@@ -14,6 +16,16 @@ from tfspeed.errors import TfspeedError
 _SILENT_S = 300
 _START = "import sys; sys.path.insert(0, sys.argv[2]); from tfspeed.costs import observer; " \
          "observer.main(int(sys.argv[1]))"
+
+
+def by_round(seen: list[dict], metric: str) -> list[float]:
+    """What `Observer.observe` saw in several rounds: of each round the median."""
+    return [float(np.median(times[metric])) for times in seen]
+
+
+def usual_memory(seen: list[dict]) -> float:
+    """Bytes a second at which memory was read around them, in the median of several rounds."""
+    return float(np.median([np.mean(times["memory"]) for times in seen]))
 
 
 class Observer:

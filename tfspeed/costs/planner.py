@@ -176,6 +176,6 @@ def front(points: list[Point]) -> list[Point]:
 
 def contenders(points: list[Point], cost: Callable[[Point], float]) -> list[Point]:
     """The one that costs least, and others that a prediction cannot tell from it, the best first;
-    at most three: it is for a measurement to say which of them to use."""
+    three at most, none of none: it is for a measurement to say which of them to use."""
     found = sorted(points, key=lambda p: (cost(p), p.memory_bytes))
     return [p for p in found[:3] if cost(p) <= (1 + DOUBT) * cost(found[0])]

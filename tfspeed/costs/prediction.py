@@ -12,12 +12,12 @@ import psutil
 
 from tfspeed.costs import computation, recurrent_time
 from tfspeed.costs.calibration import STARTS, Calibration
-from tfspeed.costs.cases import ENGINES, PACKED
+from tfspeed.costs.cases import ENGINES, PACKED, UNCACHED
 from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
 from tfspeed.costs.dots import ITEM_BYTES, measured
-from tfspeed.costs.fused_time import UNCACHED, FusedTime, reached
+from tfspeed.costs.fused_time import FusedTime, reached
 from tfspeed.costs.litert_time import LitertTime
 from tfspeed.costs.shapes import Shape
 from tfspeed.devices import available_cores
@@ -48,9 +48,12 @@ class Bandwidth:
 
     def __init__(self, measured: list):
         self._sizes, self._speeds = np.log(np.array(measured)).T
+        self._known: dict[float, float] = {}  # a fit asks for the same sizes thousands of times
 
     def __call__(self, size: float) -> float:
-        return float(np.exp(np.interp(np.log(size), self._sizes, self._speeds)))
+        if size not in self._known:
+            self._known[size] = float(np.exp(np.interp(np.log(size), self._sizes, self._speeds)))
+        return self._known[size]
 
 
 def packed(engine: str, constants: dict, bandwidth: Bandwidth,
