@@ -6,10 +6,11 @@
                                                    cannot tell apart, and measures a grid of 42
     python scripts/calibrate.py --engines=fused    leaves out the others: two thirds of it
 
-What is timed are made-up models of a few sizes; what is kept are some twenty constants of each
-engine: see tfspeed/costs. Nothing else should run meanwhile, and 7 GB be free. A calibration is of
-a machine, its cores, TensorFlow's version and our kernels: where one of them is another, it is
-refused.
+What is timed are made-up models of a few sizes; what is kept are some twenty-five constants of each
+engine: see tfspeed/costs. Nothing else should run meanwhile, and 7 GB be free. A virtual machine's
+cores are moved by its host: what is timed while they lie elsewhere than most of the time does not
+count. A calibration is of a machine, its cores, TensorFlow's version and our kernels: where one of
+them is another, it is refused.
 
 Exit codes: 0; 2 for a mistake in the flags or no calibration that can be checked; 130 after Ctrl-C.
 """
@@ -26,7 +27,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("threads", None, "numbers of threads; default: 1 and all cores")
 flags.DEFINE_string("engines", "fused,litert,graph,xla", "engines, joined by commas")
 flags.DEFINE_integer("moments", 1, "how often all is timed, also by --check; of several the "
-                     "median counts: where other machines share this one's memory", lower_bound=1)
+                     "median counts: 3 take three minutes and predict better where other machines "
+                     "share this one", lower_bound=1)
 flags.DEFINE_bool("check", False, "predict and measure configurations that no calibration reads")
 flags.DEFINE_bool("check_choice", False,
                   "measure a whole grid beside what the planner chooses of it")

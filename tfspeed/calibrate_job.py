@@ -79,6 +79,11 @@ def _print(made) -> None:
             table.add_row(threads, engine, str(fit["times"]), f"{fit['median_error']:.1%}",
                           f"{fit['p95_error']:.1%}")
     rich.console.Console().print(table)
+    away = sum(fit["elsewhere"] for engines in made.fits.values() for fit in engines.values())
+    if away:
+        print(f"{away} generations were timed only while the machine's cores lay elsewhere than "
+              "most of the time\n(a virtual machine's are moved by its host); they count all the "
+              "same.")
     most = max(fit["p95_error"] for engines in made.fits.values() for fit in engines.values())
     if most > _SCATTER:
         print(f"Some of these times differ by {most:.0%} from what all together say: something "

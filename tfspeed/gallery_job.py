@@ -25,7 +25,9 @@ GALLERY: dict[str, tuple[Callable, tuple[float, float]]] = {
 }
 THEMES = {"light": False, "dark": True}
 LIMIT = 60_000  # bytes of a picture
-_HEAVY = ("samples", "itl_s", "profile", "notes", "losses")  # of rows; no picture shows them
+# Of rows; no picture shows them.
+_HEAVY = ("samples", "itl_s", "profile", "notes", "losses", "rounds", "at_home", "placement",
+          "memory_gb_per_s")
 
 
 def run(flags) -> None:

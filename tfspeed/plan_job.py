@@ -62,6 +62,8 @@ def run(flags) -> int | None:
     front = planner.front(kept)
     _write(front, flags)
     _print(front, flags, len(points), len(kept))
+    if moved := predictor.moved(flags.threads or cores):
+        print(moved)
     _say_what_is_missing(points, known, flags.results)
     if flags.workers > 1:
         _say_crossovers(predictor, shape, cores, flags, loads[0])

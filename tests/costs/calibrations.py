@@ -22,6 +22,7 @@ def made_up(**changes) -> Calibration:
                              if engine == "graph" else []}
                     for engine, start in compiled_time.STARTS.items()}
         threads[count] = {"bandwidth": [[CACHED, count * 40e9], [UNCACHED, count * 20e9]],
+                          "placement": None,
                           **{kind: dict(start) for kind, start in STARTS.items()},
                           **compiled}
     values = {"fingerprint": fingerprint(), "made": "2026-01-01T00:00:00+00:00", "seconds": 1.0,

@@ -7,6 +7,7 @@ import pytest
 from tests.costs.calibrations import made_up
 from tfspeed.costs import cases, checking, shapes
 from tfspeed.costs.prediction import Predictor
+from tfspeed.measure.placement import Placement
 
 SHAPE = shapes.decoder(cases.MODELS["mini-15m"])
 
@@ -26,14 +27,14 @@ def observer(monkeypatch):
         def __exit__(self, *error):
             pass
 
-        def in_turns(self, cases, rounds):
+        def in_turns(self, cases, rounds, home):
             assert len({case.model for case in cases}) == 1  # so many lie in memory at once
             for case in cases * rounds:
                 Fake.left -= rounds != checking._GLANCES
                 if Fake.left < 0:
                     raise KeyboardInterrupt
                 yield case, {"ttft_s": [0.2, 0.1, 0.3], "tpot_s": [0.01 * case.batch],
-                             "memory": [2e10, 4e10]}
+                             "memory": [2e10, 4e10], "placement": []}
 
     monkeypatch.setattr(checking, "Observer", Fake)
     monkeypatch.setattr(checking, "_shape", lambda model: SHAPE)
@@ -54,8 +55,9 @@ def test_a_check_that_is_interrupted_keeps_its_rows(observer, tmp_path, capsys):
     assert row["prediction_error"]["ttft_s"] == pytest.approx(row["predicted"]["ttft_s"] / 0.2 - 1)
     errors = [abs(r["prediction_error"][name]) for r in found["rows"] for name in ("ttft_s",
                                                                                    "tpot_s")]
-    (every, count, median, high), before = found["summary"][-2:]
+    (every, count, median, high), before, anywhere = found["summary"][-3:]
     assert (every, count, before[0]) == ("all", 6, "all, memory as calibrated")
+    assert anywhere == ["all, wherever its cores lay", 6, median, high]  # nobody could tell
     assert min(errors) <= median <= high <= max(errors)
     assert row["calibrated"]["tpot_s"] > row["predicted"]["tpot_s"]  # memory is faster now
     assert "3 configurations" in capsys.readouterr().out
@@ -70,9 +72,22 @@ def test_of_several_moments_the_median_counts(observer, tmp_path, capsys):
     assert {row["ttft_s"] for row in found} == {0.2}
     assert {len(row["rounds"]["ttft_s"]) for row in found} == {3 * checking._ROUNDS}
     assert "6 configurations" in capsys.readouterr().out
-    seen = [{"ttft_s": [s], "tpot_s": [s], "memory": [1e10]} for s in (0.3, 0.1, 0.2)]
+    home, away = ({"turn_s": turn_s, "multiplied": 7e9} for turn_s in (3e-8, 1.5e-7))
+    seen = [{"ttft_s": [s], "tpot_s": [s], "memory": [1e10], "placement": [where]}
+            for s, where in ((0.3, home), (0.1, home), (0.2, home), (0.9, away), (0.8, away))]
     case = next(case for case in cases.held_out(1) if case.engine == "xla")
-    assert checking._row(Predictor(made_up()), case, seen)["tpot_s"] == 0.2
+    row = checking._row(Predictor(made_up()), case, seen, Placement(**home))
+    assert (row["tpot_s"], row["at_home"]) == (0.2, [True] * 3 + [False] * 2)
+    assert row["anywhere_error"]["tpot_s"] == pytest.approx(
+        row["predicted"]["tpot_s"] / 0.3 - 1)
+    lost = checking._row(Predictor(made_up()), case, seen[3:], Placement(**home))
+    assert [entry[:2] for entry in checking.summary([lost])] == [
+        ("all, wherever its cores lay", 2)]
+    assert checking.summary([row, lost])[-3][:2] == ("all", 2)
+    checking._report([row, lost], str(written), str(tmp_path / "check.png"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "In 4 of 7 rounds the cores lay elsewhere" in said
+    assert "1 configurations have no others" in said
 
 
 @pytest.mark.parametrize("left", [5, 42 * checking._ROUNDS])

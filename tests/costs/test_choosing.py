@@ -13,6 +13,7 @@ from tfspeed.costs import calibrating, cases, choosing, observer, observing, pla
 from tfspeed.costs.prediction import Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.bandwidth import MemoryReader
+from tfspeed.measure.placement import PlacementReader
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,10 @@ def test_models_are_made_and_compiled_side_by_side():
     observer.prepare(some, 2, "graph", short=True)
     assert set(observer._ready) == {(case.model, case.engine) for case in some}
     for case in some:
-        times = observer.observe(case, MemoryReader(2, 16 << 20))
+        times = observer.observe(case, MemoryReader(2, 16 << 20), PlacementReader(2))
         assert all(seconds > 0 for name in cases.METRICS for seconds in times[name])
         assert len(times["memory"]) == 2
+        assert all(set(each) == {"turn_s", "multiplied"} for each in times["placement"])
         assert min(times["memory"]) > 1e8
     observer.prepare([], 2)
     assert not observer._ready

@@ -40,6 +40,7 @@ from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import session
 from tfspeed.litert.formats import Formats
+from tfspeed.measure.placement import Placement
 from tfspeed.measure.progress import Progress
 from tfspeed.models.encoder_decoder_config import EncoderDecoderConfig
 from tfspeed.speculation import Speculation
@@ -119,17 +120,28 @@ def test_memory_is_predicted_as_it_is_read(predictor, monkeypatch, times):
 def test_a_calibration_takes_what_was_not_disturbed():
     case = cases.calibration("fused", 2)[0]
     seen = calibrating.Seen(["fused"])
+    home, away = ({"turn_s": turn_s, "multiplied": 7e9} for turn_s in (3e-8, 1.5e-7))
+    lost = cases.calibration("fused", 2)[1]
+    seen.times["fused"][lost] = [{"ttft_s": [1e-3], "tpot_s": [1e-4], "memory": [3e10],
+                                  "placement": [away]}]
     seen.times["fused"][case] = [
-        {"ttft_s": [3e-3, 2e-3, 9e-3], "tpot_s": [4e-4, 1e-3], "memory": [2e10, 4e10]},
-        {"ttft_s": [5e-3, 4e-3], "tpot_s": [6e-4], "memory": [1e10]},
-        {"ttft_s": [8e-3, 9e-3], "tpot_s": [5e-4], "memory": [5e10]}]
-    seen.reads = [[[1e6, 1e11], [1e7, 9e10]]]
+        {"ttft_s": [3e-3, 2e-3, 9e-3], "tpot_s": [4e-4, 1e-3], "memory": [2e10, 4e10],
+         "placement": [home, home]},
+        {"ttft_s": [5e-3, 4e-3], "tpot_s": [6e-4], "memory": [1e10], "placement": [home, home]},
+        {"ttft_s": [1e-3], "tpot_s": [1e-4], "memory": [9e10], "placement": [home, away]},
+        {"ttft_s": [8e-3, 9e-3], "tpot_s": [5e-4], "memory": [5e10], "placement": [home]}]
+    seen.reads = [{"bandwidth": speed, "placement": [where]} for speed, where in (
+        (1e11, home), (9e10, home), (8e10, home), (2e11, away))]
     found, fits = constants.fitted(seen, {})
-    assert found["bandwidth"] == [[1e6, 1e11], [1e7, 9e10], [cases.UNCACHED, 3e10]]
+    assert found["bandwidth"] == [[cases.CACHED, 9e10], [cases.UNCACHED, 3e10]]
+    assert found["placement"] == home
     fits = fits["fused"]
-    assert fits["measured"][0][1:] == [4e-3, 5e-4]  # of each moment the least, in the middle
-    reads = [[[1e6, 5.0], [1e9, 2.0]], [[1e6, 7.0], [1e9, 4.0]], [[1e6, 60.0], [1e9, 3.0]]]
-    assert constants._usual(reads) == [[1e6, 7.0], [1e9, 3.0]]
+    times = {entry[0]["model"]: entry[1:] for entry in fits["measured"]}
+    assert fits["measured"][1][1:] == [4e-3, 5e-4]  # of each moment the least, in the middle
+    assert fits["measured"][0][1:] == [1e-3, 1e-4]  # there is nothing else
+    assert (fits["elsewhere"], len(times)) == (1, 1)
+    assert constants._doubt([0.1]) == constants._ONE_READING
+    assert constants._doubt([0.1, 0.3]) == pytest.approx(0.1)
 
 
 def test_one_token_has_no_step(predictor):
@@ -172,16 +184,20 @@ def test_a_prompt_goes_through_the_signatures_that_a_session_calls(monkeypatch):
 
 
 def test_what_a_cache_keeps_of_a_step():
-    constants = {"cache": 32e6, "reach_cache": 1.0, "reach_memory": 1.0}
+    constants = {"cache": 32e6, "reach_cache": 1.0, "reach_memory": 1.0, "fetch": 1e12}
 
-    def speed(read):
-        return fused_time.reached(constants, lambda size: 3e10 if size > 1e8 else 1.2e11, read)
+    def speed(read, **changes):
+        return fused_time.reached(constants | changes, lambda size: 3e10 if size > 1e8 else 1.2e11,
+                                  read, threads=2)
 
     assert speed(1e6) == pytest.approx(1.2e11, rel=1e-3)
     assert speed(32e6) == pytest.approx(2 / (1 / 3e10 + 1 / 1.2e11))  # half of it
     assert speed(2e9) == pytest.approx(3e10, rel=1e-3)
     speeds = [speed(read) for read in np.geomspace(1e6, 1e9, 30)]
     assert speeds == sorted(speeds, reverse=True)
+    # A thread has no more on its way than `fetch`, however fast memory is.
+    assert speed(2e9, fetch=1e10) == pytest.approx(2e10, rel=0.06)
+    assert speed(1e6, fetch=1e10) == pytest.approx(1.2e11, rel=1e-2)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -217,6 +233,9 @@ def test_a_fit_finds_the_constants():
     assert found["call"] == pytest.approx(3e-4, rel=0.05)
     assert found["byte"] == pytest.approx(2e-10, rel=0.05)
     assert found["unused"] == pytest.approx(1e-3)
+    unsure = fitting.fit(start, predict, noisy * np.array([3.0, *[1.0] * 11]),
+                         spread=np.array([1.0, *[0.0] * 11]))  # the first was read anyhow
+    assert unsure["call"] == pytest.approx(3e-4, rel=0.05)
     firm = fitting.fit(start, predict, noisy, firm=lambda name: 1000 if name == "byte" else 1)
     assert firm["byte"] > 10 * found["byte"]  # it stays where it began
 
@@ -233,6 +252,104 @@ def test_what_is_timed_is_timed_in_turns(monkeypatch):
     assert asked == ["prepare", "prepare", "graph", "xla", "graph", "xla"]
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_a_case_is_timed_again_where_cores_lay_elsewhere(monkeypatch, always):
+    """As often again at most."""
+    home = Placement(3e-8, 7e9)
+    case, turns = cases.Case("cal-thin", "graph", 2, 1, 8, 4), itertools.count()
+    monkeypatch.setattr(observing.Observer, "__init__", lambda self: None)
+    monkeypatch.setattr(observing.Observer, "prepare", lambda self, cases: None)
+    monkeypatch.setattr(observing.Observer, "observe", lambda self, case: {"placement": [
+        {"turn_s": 3e-8 if next(turns) > 3 and not always else 1.6e-7, "multiplied": 7e9}]})
+    seen = [times for _, times in observing.Observer().in_turns([case], 4, home)]
+    assert len(seen) == (8 if always else 7)  # three of them at home
+    assert len(observing.at_home(seen, home)) == (8 if always else 3)
+    assert observing.at_home(seen, None) == seen
+
+
+def test_what_was_timed_elsewhere_alone_is_timed_again():
+    here, away = ([{"turn_s": turn_s, "multiplied": 7e9}] for turn_s in (3e-8, 1.5e-7))
+    found, lost, other = cases.calibration("graph", 2)[:3]
+    seen = calibrating.Seen(["graph"])
+    seen.times["graph"] = {found: [{"placement": away}, {"placement": here}, {"placement": here}],
+                           lost: [{"placement": away}], other: [{"placement": here}]}
+    seen.products["graph"] = [{"placement": away}]
+
+    class Fake:
+        threads = 2
+
+        def products(self, engine, short):
+            return {"asked": (engine, short), "placement": here}
+
+        def observe(self, case):
+            return {"asked": case, "placement": here}
+
+    said = []
+    calibrating._look_again(Fake(), "graph", True, seen, said.append)
+    assert len(said) == 2
+    assert [len(seen.times["graph"][each]) for each in (found, other)] == [3, 1]
+    assert seen.times["graph"][lost][1:] == [{"asked": lost, "placement": here}]
+    assert seen.products["graph"][1:] == [{"asked": ("graph", True), "placement": here}]
+
+
+def test_of_products_that_were_timed_again_the_median_counts():
+    full = {"dots": [[1, 10, 0, "float32", 5e-10], [4, 10, 0, "float32", 9e-10]], "narrow": [],
+            "unpacking": {"8": 1e-9}}
+    again = [{"dots": [[1, 10, 0, "float32", seconds]]} for seconds in (1e-10, 2e-10)]
+    assert constants._middle_products([full], again)["dots"] == [
+        [1, 10, 0, "float32", 2e-10], [4, 10, 0, "float32", 9e-10]]
+
+
+def test_more_rows_than_were_timed_take_longer_as_with_other_threads():
+    def table(rows, a_row, longer=None):
+        return Table([[count, size, 0, "float32", a_row * count**0.5] for count in rows
+                                for size in (1e7, 4e7, 3e8)], {}, [], longer)
+
+    most = table((1, 16, 320), 1e-10)
+    few = table((1, 16), 2e-10, longer=most)
+    assert few.a_weight(320, 4e7) == pytest.approx(2e-10 * 320**0.5)
+    assert few.a_weight(640, 4e7) == pytest.approx(4e-10 * 320**0.5)  # each as much as any other
+    assert table((1, 16), 2e-10).a_weight(32, 4e7) == pytest.approx(4e-10 * 16**0.5)
+
+
+def test_a_sixth_row_begins_another_tile_under_litert():
+    made = litert_time.LitertTime(dict(litert_time.START), lambda size: 1e15, 1)
+    matrix = Matrix("some", 512, 512, bits=8)
+    four, five, six, ten = (made.product(matrix, rows, 1e15) for rows in (4, 5, 6, 10))
+    assert six - five > 5 * (five - four)
+    assert ten == pytest.approx(2 * five)
+
+
+def test_a_step_reads_keys_and_values_in_small_pieces():
+    """As fast as `gather` lets each thread, and never faster than memory."""
+    shape, call = SHAPE, fused_time.Call(1, 1, 4000)
+
+    def attention(threads, **changes):
+        made = fused_time.FusedTime(fused_time.START | changes, lambda size: 3e10, threads, 2)
+        return made._attention(shape.attention[0], call, 3e10)
+
+    a = shape.attention[0]
+    nbytes = 2 * 4001 * a.kv_heads * a.dim * 2
+    slow = attention(1, gather=1e-8)
+    assert slow == pytest.approx(nbytes * 1e-8, rel=0.05)
+    assert attention(2, gather=1e-8) == pytest.approx(slow / 2, rel=0.05)
+    assert attention(64) > 0.9 * nbytes / 3e10
+
+
+def test_what_a_fit_says_is_what_is_predicted(cache):
+    """Of fewer threads, whose products lean on the table of the most, too."""
+    most = made_up().threads[2]["graph"]
+    few = dots.measured(made_up().threads[1]["graph"])
+    few["dots"] = [row for row in few["dots"] if row[0] <= 16]
+    case = cases.Case("cal-small", "graph", 1, 4, 300, 8)
+    seen = [(case, {"ttft_s": 0.4, "tpot_s": 0.01, "memory": 1e10, "spread": [0.0, 0.0]})]
+    found, fits = constants.fit("graph", seen, [], few, most)
+    threads = made_up().threads | {1: made_up().threads[1] | {"graph": found}}
+    told = Predictor(made_up(threads=threads)).latency(
+        shapes.decoder(cases.MODELS["cal-small"], "cal-small"), "graph", 1, Load(4, 300, 8))
+    assert fits["predicted"] == [pytest.approx([told["ttft_s"], told["tpot_s"]])]
+
+
 @pytest.mark.parametrize("moments", [1, 2])
 def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
     asked, timed = [], []
@@ -245,18 +362,23 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
         def close(self):
             pass
 
-        def bandwidth(self, sizes):
-            return [[size, self.threads * 1e10] for size in sizes]
+        def bandwidth(self, size):
+            assert size == cases.CACHED
+            return {"bandwidth": self.threads * 1e10, "placement": []}
 
         def prepare(self, cases, products, short):
             asked.append({case.engine for case in cases})
 
         def products(self, engine, short):
-            return dots.measured(made_up().threads[self.threads][engine])
+            return dots.measured(made_up().threads[self.threads][engine]) | {"placement": []}
+
+        def products_again(self, engine, short):
+            return {"dots": made_up().threads[self.threads][engine]["dots"][:1], "placement": []}
 
         def observe(self, case):
             timed.append((self.threads, case.engine))
-            return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02], "memory": [1e10, 2e10]}
+            return {"ttft_s": [0.2, 0.3], "tpot_s": [0.02], "memory": [1e10, 2e10],
+                    "placement": []}
 
     monkeypatch.setattr(observing, "Observer", Fake)
     monkeypatch.setattr(calibrating.loopback, "measure", lambda: Link(1e-5, 3e9))
@@ -267,7 +389,7 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
     assert turns == [(2, "graph"), (1, "graph")] * 2 + [(2, "xla"), (1, "xla")] * 2 + (
         turns[:8] if moments == 2 else [])
     assert {count: set(found) for count, found in made.threads.items()} == {
-        count: {"bandwidth", "graph", "xla"} for count in (1, 2)}
+        count: {"bandwidth", "placement", "graph", "xla"} for count in (1, 2)}
     calibration.save(made)
     assert calibration.load() == made
     found = Predictor(calibration.load()).latency(SHAPE, "graph", 2, LOAD)
@@ -277,6 +399,31 @@ def test_what_observers_say_becomes_a_calibration(cache, monkeypatch, moments):
 def test_a_calibration_is_kept(cache):
     calibration.save(made_up())
     assert calibration.load() == made_up()
+
+
+@pytest.mark.parametrize(("threads", "now", "said"), [
+    (2, Placement(2.6e-8, 7e9), None), (2, Placement(1.57e-7, 7e9), "157 ns between them, not 30"),
+    (2, None, None), (1, Placement(0.0, 3e9), None), (1, Placement(0.0, 1e9), "multiplied 0.29")])
+def test_a_row_says_if_the_cores_lay_elsewhere(monkeypatch, threads, now, said):
+    class Reader(contextlib.nullcontext):
+        def __init__(self, count):
+            super().__init__(self)
+            assert count == threads
+
+        def read(self):
+            return now
+
+    found = {count: each | {"placement": {"turn_s": 3e-8 * (count - 1),
+                                          "multiplied": 3.5e9 * count}}
+             for count, each in made_up().threads.items()}
+    monkeypatch.setattr(prediction, "PlacementReader", Reader)
+    monkeypatch.setattr(prediction, "available_cores", lambda: 2)
+    monkeypatch.setattr(rows, "_predictor", lambda: Predictor(made_up(threads=found)))
+    engine = engines.create("xla", tiny_decoder())
+    row = {"strategy": "baseline", "batch": 1, "prompt_tokens": 8, "new_tokens": 4, "ttft_s": 0.1}
+    _, notes = rows.with_prediction(row, engine, threads, engine.model)
+    assert (said in notes and "cache line" in notes) == (threads == 2) if said else notes == ""
+    assert Predictor(made_up()).moved(threads) == ""  # it was not told
 
 
 def test_without_a_calibration(cache):
@@ -307,6 +454,9 @@ def test_a_broken_calibration_is_refused(cache, content):
     lambda found: found["threads"]["1"]["fused"].update(call="3"),
     lambda found: found["threads"]["1"]["xla"]["constants"].update(call_step=float("nan")),
     lambda found: found["threads"]["1"]["graph"]["dots"][0].clear(),
+    lambda found: found["threads"]["2"].update(placement={"turn_s": "3", "multiplied": 7e9}),
+    lambda found: found["threads"]["2"].update(placement={"turn_s": 3e-8, "multiplied": -7e9}),
+    lambda found: found["threads"]["2"].update(placement={"turn_s": 3e-8}),
     lambda found: found["link"].update(bytes_per_s=0), lambda found: found.update(link=3)])
 def test_a_calibration_with_something_missing_is_refused(cache, damage):
     calibration.save(made_up())

@@ -93,9 +93,9 @@ def test_a_compiled_sum_reads_a_devices_memory():
     assert bandwidth.device_read_bandwidth("CPU:0", buffer_bytes=SMALL) > 0
 
 
-def test_memory_is_read_half_after_half():
+def test_memory_is_read_quarter_after_quarter():
     reader = bandwidth.MemoryReader(2, 16 << 20)
-    assert [sum(chunk.nbytes for chunk in part) for part in reader._parts] == [8 << 20] * 2
+    assert [sum(chunk.nbytes for chunk in part) for part in reader._parts] == [4 << 20] * 4
     at = reader._at
     assert min(reader.read() for _ in range(3)) > 1e8
-    assert reader._at == (at + 3) % 2
+    assert reader._at == (at + 3) % 4

@@ -11,7 +11,6 @@ from tfspeed.costs.cases import CACHED, PACKED, Case
 from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 
-READS = [CACHED]  # bytes; memory is read beside each case
 _ROUNDS = 2  # in which all is timed once
 
 
@@ -68,8 +67,10 @@ def _measure(observers: list[Observer], plan: dict[int, dict[str, list[Case]]],
                 seen[observer.threads].products[engine].append(
                     observer.products(engine, short=observer is not first))
         for observer in observers * _ROUNDS:
-            _look(observer, engine, plan[observer.threads][engine], seen[observer.threads],
-                  advance)
+            _look(observer, engine, observer is not first, plan[observer.threads][engine],
+                  seen[observer.threads], advance)
+        for observer in observers:
+            _look_again(observer, engine, observer is not first, seen[observer.threads], advance)
 
 
 def _at_once(ask: Callable[[Observer], object], observers: list[Observer]) -> None:
@@ -85,20 +86,39 @@ def _at_once(ask: Callable[[Observer], object], observers: list[Observer]) -> No
 
 
 class Seen:
-    """What was measured with a number of threads, a list of moments each: how fast memory is read,
-    and by engine the products, and the times of each case."""
+    """What was measured with a number of threads, a list of moments each: how fast the cache is
+    read, and by engine the products, some of them again, and the times of each case."""
 
     def __init__(self, engines: list[str]):
         self.reads: list = []
         self.products: dict[str, list] = {engine: [] for engine in engines}
+        self.again: dict[str, list] = {engine: [] for engine in engines}
         self.times: dict[str, dict[Case, list]] = {engine: {} for engine in engines}
 
 
-def _look(observer: Observer, engine: str, chosen: list[Case], seen: Seen, advance) -> None:
+def _look(observer: Observer, engine: str, short: bool, chosen: list[Case], seen: Seen,
+          advance) -> None:
     """What one round brings of an engine."""
     advance(f"{observer.threads} threads: memory")
     if engine in PACKED or not seen.reads:  # the table of products has its own
-        seen.reads.append(observer.bandwidth(READS))
+        seen.reads.append(observer.bandwidth(CACHED))
     for case in chosen:
         advance(f"{observer.threads} threads: {case.engine}, {case.model}")
         seen.times[engine].setdefault(case, []).append(observer.observe(case))
+    if engine not in PACKED:
+        seen.again[engine].append(observer.products_again(engine, short))
+
+
+def _look_again(observer: Observer, engine: str, short: bool, seen: Seen, advance) -> None:
+    """What was timed while the cores lay elsewhere only, as far as is known by now, is timed once
+    more."""
+    home = observing.placement([times for every in seen.times.values()
+                                for moments in every.values() for times in moments])
+    products = seen.products[engine]
+    if products and not any(observing.is_at_home(times, home) for times in products):
+        advance(f"{observer.threads} threads: products of {engine} again")
+        products.append(observer.products(engine, short))
+    for case, moments in seen.times[engine].items():
+        if not any(observing.is_at_home(times, home) for times in moments):
+            advance(f"{observer.threads} threads: {case.engine}, {case.model} again")
+            moments.append(observer.observe(case))

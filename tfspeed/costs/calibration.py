@@ -20,12 +20,14 @@ from tfspeed.costs.dots import PACKINGS
 from tfspeed.devices import cpu_model, job_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
+from tfspeed.measure.placement import Placement
 
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
-_SOURCES = ("litert/kernels/*", "measure/read.c", "costs/fused_time.py", "costs/compiled_time.py",
-            "costs/litert_time.py", "costs/dots.py", "costs/dot_table.py")
-_VERSION = 2
+_SOURCES = ("litert/kernels/*", "measure/placement.c", "measure/read.c", "costs/fused_time.py",
+            "costs/compiled_time.py", "costs/litert_time.py", "costs/dots.py",
+            "costs/dot_table.py")
+_VERSION = 3
 STARTS = {"fused": fused_time.START, "litert": litert_time.START}  # others: `compiled_time`
 
 
@@ -39,9 +41,9 @@ class Calibration:
         fingerprint: of the machine and the code that it was made on.
         made: when, ISO 8601.
         seconds: that making it took.
-        threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …], "fused" and
-            "litert": {constants}, "graph" and "xla": {"constants", "dots",
-            "unpacking", "narrow"}}`.
+        threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …],
+            "placement": a `Placement` as a dictionary or None, "fused" and "litert": {constants},
+            "graph" and "xla": {"constants", "dots", "unpacking", "narrow"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
             the first token, of those after it), what the constants say, and the errors.
     """
@@ -52,6 +54,11 @@ class Calibration:
     threads: dict[int, dict]
     fits: dict
     link: dict  # between two processes, see `communication.Link`
+
+    def home(self, threads: int) -> Placement | None:
+        """Where the cores lay that so many threads use; None where that was not told."""
+        found = self.threads.get(threads, {}).get("placement")
+        return Placement(**found) if found else None
 
 
 def path() -> Path:
@@ -133,9 +140,12 @@ def load() -> Calibration:
 def _check(made: Calibration) -> None:
     """Raises an error where something is missing, or no number above 0."""
     numbers = list(dataclasses.asdict(Link(**made.link)).values())[1:]
-    for constants in made.threads.values():
+    for count, constants in made.threads.items():
+        home = made.home(count)
+        if home and not (home.multiplied > 0 <= home.turn_s):
+            raise ValueError("no placement of cores")
         tables = [constants["bandwidth"]]
-        for engine in set(constants) - {"bandwidth"}:
+        for engine in set(constants) - {"bandwidth", "placement"}:
             found, start = constants[engine], STARTS.get(engine)
             if engine not in STARTS:
                 tables += [found["dots"], found["narrow"]]

@@ -81,7 +81,7 @@ _FUSED = [  # model, formats, loads: batch, prompt, new
     ("cal-plain", ("int8",), ((1, 128, 16), (5, 100, 12)))]
 _FUSED_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16), (7, 32, 12))),
-    ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 120, 12))),
+    ("cal-middle", ("float32", "int4,head=int4"), ((1, 64, 16), (4, 60, 12))),
     ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
     ("cal-middle", ("float16",), ((1, 64, 16),)),
     ("cal-thin", ("int8",), ((1, 64, 24),)),
@@ -91,7 +91,6 @@ _LITERT = [  # eight rows are one tile of XNNPACK's kernels, or two
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),
     ("cal-middle", _FORMS, ((1, 64, 16), (4, 120, 12))),
     ("cal-middle", ("int8",), ((1, 900, 12),)),
-    ("cal-plain", ("int8",), ((5, 100, 12),)),
     ("cal-large", ("int8", "int4,head=int4"), ((1, 40, 12),))]
 _LITERT_SHORT = [
     ("cal-small", ("float32", "int8"), ((1, 96, 16),)),

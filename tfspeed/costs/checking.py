@@ -18,17 +18,19 @@ import rich.table
 from tfspeed.costs import cases, choosing, planner, shapes
 from tfspeed.costs.calibration import Calibration
 from tfspeed.costs.cases import METRICS
-from tfspeed.costs.observing import Observer, by_round, usual_memory
+from tfspeed.costs.observing import Observer, at_home, by_round, is_at_home, usual_memory
 from tfspeed.costs.prediction import Load, Predictor
 from tfspeed.errors import TfspeedError
 from tfspeed.export.files import appearing
 from tfspeed.measure import pictures, predictions
 from tfspeed.measure.environment import environment
+from tfspeed.measure.placement import Placement
 from tfspeed.measure.progress import Progress
 
 _environment = functools.cache(environment)  # rows are written after each
 _ROUNDS = 5  # in which each case of a model is timed, in turns
 _BEFORE = "all, memory as calibrated"
+_ANYWHERE = "all, wherever its cores lay"
 _GLANCES = 4  # rounds of those that a planner cannot tell apart
 
 
@@ -41,13 +43,14 @@ def run(made: Calibration, threads: list[int], engines: list[str], output: str,
     """
     seen: dict[cases.Case, list[dict]] = {}
     rows, predictor = {}, Predictor(made)
+    homes = {count: made.home(count) for count in threads}
     chosen = {count: [case for case in cases.held_out(count)
                       if case.engine.partition(":")[0] in engines] for count in threads}
     try:
-        with contextlib.closing(_observed(chosen, "checking", moments)) as observed:
+        with contextlib.closing(_observed(chosen, "checking", moments, homes=homes)) as observed:
             for case, times in observed:
                 seen.setdefault(case, []).append(times)
-                rows[case] = _row(predictor, case, seen[case])
+                rows[case] = _row(predictor, case, seen[case], homes[case.threads])
                 _write_rows(output, list(rows.values()))  # stays, whatever comes
     finally:
         if rows:
@@ -109,9 +112,11 @@ def _choices(guesses: list[planner.Point], seen: dict, glances: dict) -> dict:
 
 
 def _observed(chosen: dict[int, list[cases.Case]], what: str,
-              moments: int = 1, rounds: int = _ROUNDS) -> Iterator[tuple[cases.Case, dict]]:
+              moments: int = 1, rounds: int = _ROUNDS,
+              homes: dict[int, Placement | None] | None = None
+              ) -> Iterator[tuple[cases.Case, dict]]:
     """Each case, by the number of threads and by model, and its times as they are measured: in so
-    many rounds, and those at so many moments."""
+    many rounds, and those at so many moments; `homes`: see `Observer.in_turns`."""
     groups = {count: [list(group) for _, group in itertools.groupby(
         every, lambda case: case.model)] for count, every in chosen.items()}
     steps = sum(1 + rounds * len(group) for each in groups.values() for group in each)
@@ -120,29 +125,37 @@ def _observed(chosen: dict[int, list[cases.Case]], what: str,
             with Observer(count) as observer:
                 for group in every:
                     advance(f"preparing {group[0].model}, {count} threads")
-                    for case, times in observer.in_turns(group, rounds):
+                    for case, times in observer.in_turns(group, rounds, (homes or {}).get(count)):
                         advance(case.label)
                         yield case, times
 
 
-def _row(predictor: Predictor, case: cases.Case, seen: list[dict]) -> dict:
+def _row(predictor: Predictor, case: cases.Case, every: list[dict],
+         home: Placement | None) -> dict:
     """Args:
-        seen: its times, of each round.
+        every: its times, of each round; those in which the cores lay as in `home` count, or all
+            where there is none.
     """
+    seen, found = at_home(every, home), {name: by_round(every, name) for name in METRICS}
     load = Load(case.batch, case.prompt_tokens, case.new_tokens)
     asked = _shape(case.model), case.engine, case.threads, load
     predicted = predictor.at_speed({case.threads: usual_memory(seen)}).latency(*asked)
     calibrated = predictor.latency(*asked)
-    rounds = {name: by_round(seen, name) for name in METRICS}
-    measured = {name: float(np.median(rounds[name])) for name in METRICS}
+    anywhere = predictor.at_speed({case.threads: usual_memory(every)}).latency(*asked)
+    measured = {name: float(np.median(by_round(seen, name))) for name in METRICS}
     return {"model": case.model, "engine": case.engine, "threads": case.threads,
             "batch": case.batch, "prompt_tokens": case.prompt_tokens,
             "new_tokens": case.new_tokens, **measured,
             "predicted": {name: predicted[name] for name in METRICS},
             "prediction_error": {name: predicted[name] / measured[name] - 1
                                  for name in METRICS},
-            "calibrated": {name: calibrated[name] for name in METRICS}, "rounds": rounds,
-            "memory_gb_per_s": [float(np.mean(times["memory"])) / 1e9 for times in seen]}
+            "calibrated": {name: calibrated[name] for name in METRICS},
+            # Of all rounds, also those that did not count.
+            "anywhere_error": {name: anywhere[name] / float(np.median(found[name])) - 1
+                               for name in METRICS},
+            "rounds": found, "at_home": [is_at_home(times, home) for times in every],
+            "memory_gb_per_s": [float(np.mean(times["memory"])) / 1e9 for times in every],
+            "placement": [times["placement"] for times in every]}
 
 
 @functools.cache
@@ -155,17 +168,21 @@ def _shape(model: str) -> shapes.Shape:
 
 def summary(rows: list[dict]) -> list[tuple]:
     """`(what, count, median, 95th percentile)` of the errors' sizes: of each engine's and all, with
-    memory as it was read beside them, and all with memory as it was when this was calibrated."""
+    memory as it was read beside them; and all with memory as it was when this was calibrated, and
+    with the rounds in which the cores lay elsewhere. A row that has none but those is in the last
+    alone."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         for name in METRICS:
-            error = abs(row["prediction_error"][name])
-            kind = row["engine"].partition(":")[0]
-            for group in (f"{kind}, {name}", f"{row['threads']} threads", "all"):
-                groups.setdefault(group, []).append(error)
-            groups.setdefault(_BEFORE, []).append(
-                abs(row["calibrated"][name] / row[name] - 1))
-    last = [(name, groups.pop(name)) for name in ("all", _BEFORE)]
+            errors = {_ANYWHERE: row["anywhere_error"][name]}
+            if any(row["at_home"]):
+                kind, error = row["engine"].partition(":")[0], row["prediction_error"][name]
+                errors |= dict.fromkeys((f"{kind}, {name}", f"{row['threads']} threads", "all"),
+                                        error)
+                errors[_BEFORE] = row["calibrated"][name] / row[name] - 1
+            for group, error in errors.items():
+                groups.setdefault(group, []).append(abs(error))
+    last = [(name, groups.pop(name)) for name in ("all", _BEFORE, _ANYWHERE) if name in groups]
     return [(what, len(errors), float(np.median(errors)), float(np.percentile(errors, 95)))
             for what, errors in [*sorted(groups.items()), *last]]
 
@@ -207,6 +224,12 @@ def _report(rows: list[dict], output: str, picture_path: str) -> None:
     for what, count, median, high in found:
         table.add_row(what, str(count), f"{median:.1%}", f"{high:.1%}")
     console.print(table)
+    rounds = [counts for row in rows for counts in row["at_home"]]
+    if away := rounds.count(False):
+        never = sum(not any(row["at_home"]) for row in rows)
+        console.print(f"In {away} of {len(rounds)} rounds the cores lay elsewhere than when this "
+                      f"was calibrated. They do not count; {never} configurations have no others.",
+                      highlight=False, soft_wrap=True)
     console.print(f"{len(rows)} configurations. Rows: {output}   Picture: {picture_path}",
                   highlight=False, soft_wrap=True)
 

@@ -5,18 +5,19 @@ import functools
 
 import numpy as np
 
-from tfspeed.costs import cases, compiled_time, fitting, litert_time, shapes
+from tfspeed.costs import cases, compiled_time, fitting, shapes
 from tfspeed.costs.calibration import STARTS
-from tfspeed.costs.cases import METRICS, PACKED, UNCACHED, Case
+from tfspeed.costs.cases import CACHED, METRICS, PACKED, UNCACHED, Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
-from tfspeed.costs.observing import usual_memory
-from tfspeed.costs.prediction import Bandwidth, packed
+from tfspeed.costs.observing import at_home, is_at_home, placement, usual_memory
+from tfspeed.costs.prediction import Bandwidth, packed, table
 from tfspeed.litert.formats import Formats
 
 # In what a fit begins with: in general, and in the constants of other threads. Few times tell
 # what TensorFlow's many operators cost.
 _TRUST_PACKED, _TRUST_COMPILED = (0.05, 0.1), (0.1, 0.1)
+_ONE_READING = 0.03
 _OWN = "products", "reach", "cache", "blunt"  # constants of a number of threads
 
 
@@ -27,44 +28,60 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
         seen: a `calibrating.Seen`.
         other: the constants of another number of threads; {} where there are none.
     """
-    constants, fits = {"bandwidth": [*_usual(seen.reads), [UNCACHED, _memory(seen)]]}, {}
-    for engine, times in seen.times.items():
+    home = placement([times for every in seen.times.values() for moments in every.values()
+                      for times in moments])
+    cases_seen = {engine: {case: at_home(moments, home) for case, moments in every.items()}
+                  for engine, every in seen.times.items()}
+    memory = usual_memory([times for every in cases_seen.values() for moments in every.values()
+                           for times in moments])
+    cached = float(np.median([each["bandwidth"] for each in at_home(seen.reads, home)]))
+    constants = {"bandwidth": [[CACHED, cached], [UNCACHED, memory]],
+                 "placement": home and dataclasses.asdict(home)}
+    fits = {}
+    for engine, times in cases_seen.items():
         constants[engine], fits[engine] = fit(
             engine, [(case, _in_the_middle(moments)) for case, moments in times.items()],
-            constants["bandwidth"], _middle_products(seen.products[engine]), other.get(engine))
+            constants["bandwidth"],
+            _middle_products(at_home(seen.products[engine], home),
+                             [each for each in seen.again[engine] if is_at_home(each, home)]),
+            other.get(engine))
+        fits[engine]["elsewhere"] = sum(not any(is_at_home(each, home) for each in moments)
+                                        for moments in seen.times[engine].values())
     return constants, fits
 
 
 def _in_the_middle(moments: list[dict]) -> dict[str, float]:
     """Of a round the least, since what disturbs a machine makes times longer, never shorter; of
     several the median, since memory that is shared is fast in one and slow in another."""
-    return {name: float(np.median([np.min(times[name]) for times in moments]))
-            for name in METRICS} | {"memory": usual_memory(moments)}
+    least = {name: [np.min(times[name]) for times in moments] for name in METRICS}
+    return {name: float(np.median(seen)) for name, seen in least.items()} | {
+        "memory": usual_memory(moments),
+        "spread": [_doubt(np.log(seen)) for seen in least.values()]}
 
 
-def _memory(seen) -> float:
-    """Bytes a second over all that was timed."""
-    return usual_memory([times for every in seen.times.values() for moments in every.values()
-                         for times in moments])
+def _doubt(seen) -> float:
+    """The standard error of some readings, of logarithms; what most have where there is one."""
+    return float(np.std(seen) / (len(seen) - 1)**0.5) if len(seen) > 1 else _ONE_READING
 
 
-def _middle_products(moments: list[dict]) -> dict:
-    """The median of each product; {} where none was timed."""
+def _middle_products(moments: list[dict], again: list[dict]) -> dict:
+    """The median of each product; {} where none was timed.
+
+    Args:
+        again: some of their dots, timed once more.
+    """
     if not moments:
         return {}
-    tables = {name: [[*row[0][:-1], float(np.median([entry[-1] for entry in row]))]
-                     for row in zip(*(found[name] for found in moments), strict=True)]
+    more: dict[tuple, list[float]] = {}
+    for *what, seconds in (row for found in again for row in found["dots"]):
+        more.setdefault(tuple(what), []).append(seconds)
+    tables = {name: [[*rows[0][:-1], float(np.median([*(row[-1] for row in rows),
+                                                      *more.get(tuple(rows[0][:-1]), [])]))]
+                     for rows in zip(*(found[name] for found in moments), strict=True)]
               for name in ("dots", "narrow")}
     return tables | {"unpacking": {
         bits: float(np.median([found["unpacking"][bits] for found in moments]))
         for bits in moments[0]["unpacking"]}}
-
-
-def _usual(reads: list[list[list[float]]]) -> list[list[float]]:
-    """Of each size the median of several moments: machines that share their memory with others
-    read it at half or twice the speed within minutes."""
-    return [[pairs[0][0], float(np.median([speed for _, speed in pairs]))]
-            for pairs in zip(*reads, strict=True)]
 
 
 def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list, products: dict,
@@ -78,10 +95,10 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
     if engine in PACKED:
         speeds = {case: Bandwidth([*bandwidth[:-1], [UNCACHED, seen["memory"]]])
                   for case, seen in times}
-        return _best_tile(_begin(STARTS[engine], other), functools.partial(_packed, speeds), times,
-                          other is not None)
+        return _fit(_begin(STARTS[engine], other), functools.partial(_packed, speeds), times,
+                    _TRUST_PACKED[other is not None])
     start = _begin(compiled_time.STARTS[engine], other and other["constants"])
-    found, fits = _fit(start, functools.partial(_compiled, Table(**products)), times,
+    found, fits = _fit(start, functools.partial(_compiled, table(products, other)), times,
                        _TRUST_COMPILED[other is not None])
     return {"constants": found, **products}, fits
 
@@ -91,21 +108,6 @@ def _begin(start: dict, other: dict | None) -> dict:
     measured with these, or say what threads share."""
     return start if other is None else other | {name: value for name, value in start.items()
                                                 if name.startswith(_OWN)}
-
-
-def _best_tile(start: dict, predict, times, again: bool) -> tuple[dict, dict]:
-    """The fit with the tile that suits the times best, where kernels have an unknown one: a whole
-    number, in which no fit can go a small step."""
-    tile, trust = start.get("tile"), _TRUST_PACKED[again]
-    if tile is None:
-        return _fit(start, predict, times, trust)
-    rest = {name: value for name, value in start.items() if name != "tile"}
-    found = []
-    for size in (tile,) if again else litert_time.TILES:
-        constants, fits = _fit(rest, lambda constants, case, size=size: predict(
-            constants | {"tile": size}, case), times, trust)
-        found.append((constants | {"tile": size}, fits))
-    return min(found, key=lambda each: each[1]["mean_error"])
 
 
 def _packed(speeds: dict, constants: dict, case: Case) -> tuple[float, float]:
@@ -125,7 +127,8 @@ def _fit(start, predict, times, trust: float) -> tuple[dict, dict]:
     def all_of(constants):
         return np.array([seconds for case, _ in times for seconds in predict(constants, case)])
 
-    found = fitting.fit(start, all_of, measured, trust, _firm)
+    found = fitting.fit(start, all_of, measured, trust, _firm,
+                        np.array([spread for _, seen in times for spread in seen["spread"]]))
     predicted = all_of(found)
     errors = np.abs(predicted / measured - 1)
     return found, {"median_error": float(np.median(errors)), "mean_error": float(np.mean(errors)),
@@ -137,8 +140,11 @@ def _fit(start, predict, times, trust: float) -> tuple[dict, dict]:
 
 def _firm(name: str) -> float:
     """How much more a constant is trusted than others. What bandwidth is measured with is as fast
-    as the kernels within a few per cent: the reaches must not learn how busy memory was."""
-    return 50 if name.startswith("reach") else 3 if name.startswith("products") else 1
+    as the kernels within a few per cent: the reaches must not learn how busy memory was, nor
+    `fetch`, of which many threads together tell little."""
+    if name.startswith("reach"):
+        return 50
+    return 10 if name == "fetch" else 3 if name.startswith("products") else 1
 
 
 @functools.cache

@@ -16,12 +16,14 @@ class Table:
 
     Args:
         dots, unpacking, narrow: see `measure`, `measure_unpacking` and `measure_narrow`.
-        longer: the table of another number of threads, where 16 bits were timed as well.
+        longer: the table of another number of threads, where 16 bits were timed as well, and more
+            rows.
     """
 
     def __init__(self, dots: list[list], unpacking: dict[str, float],
                  narrow: list[list[float]], longer: "Table | None" = None):
         self._columns: dict = {}
+        self._longer = longer
         for rows, size, transposed, dtype, seconds in _undisturbed(dots):
             columns = self._columns.setdefault((dtype, bool(transposed)), {})
             column = columns.setdefault(size, ([], []))
@@ -69,9 +71,9 @@ class Table:
     def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
         """In float32."""
         columns = self._columns["float32", transposed]
-        near = sorted(columns)[-2]
-        fast, slope = columns[near], max(0.0, (at := math.log(rows)) - columns[near][0][-1])
-        found = float(np.interp(at, *fast)) + slope
+        near, at = sorted(columns)[-2], math.log(rows)
+        fast = columns[near]
+        found = float(np.interp(at, *fast)) + self._beyond_rows(at, fast[0][-1], transposed)
         for size in columns.keys() - {near}:
             last = columns[size][0][-1]
             # From farther away it takes no less, from nearer by no more. Beyond the rows that were
@@ -82,6 +84,18 @@ class Table:
             share = math.log(max(1.0, read) / near) / math.log(size / near)
             found += min(1.0, max(0.0, share)) * gap * fading
         return math.exp(found)
+
+    def _beyond_rows(self, at: float, last: float, transposed: bool) -> float:
+        """What more rows than any that were timed take longer, all logarithms: as in the longer
+        table, and each as much as any other beyond that one's."""
+        if at <= last:
+            return 0.0
+        if self._longer is None:
+            return at - last
+        columns = self._longer._columns["float32", transposed]
+        known = columns[sorted(columns)[-2]]
+        most = max(last, known[0][-1])
+        return float(np.interp(min(at, most), *known) - np.interp(last, *known)) + max(0, at - most)
 
     def beyond(self, rows: int, weights: int, read: float, dtype: str,
                transposed: bool = False) -> float:

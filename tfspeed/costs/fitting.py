@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 _ROUNDS, _STEP, _ENOUGH = 30, 1e-4, 1e-4
+_SPREAD = 0.04  # with it a time counts for half
 
 
 def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarray],
         measured: np.ndarray, trust: float = 0.02,
-        firm: Callable[[str], float] = lambda name: 1.0) -> dict[str, float]:
+        firm: Callable[[str], float] = lambda name: 1.0,
+        spread: np.ndarray | float = 0.0) -> dict[str, float]:
     """The constants with the least squared logarithm of predicted / measured.
 
     Levenberg–Marquardt (D. W. Marquardt, SIAM Journal 11, 1963) over the constants' logarithms, so
@@ -20,14 +22,16 @@ def fit(start: dict[str, float], predict: Callable[[dict[str, float]], np.ndarra
         predict: seconds, one for each of `measured`.
         trust: in `start`: how much a factor of e in a constant counts beside one in a time.
         firm: how many times as much the constant of a name is trusted.
+        spread: standard errors of the logarithms of `measured`: what is surer counts for more.
     """
     names, target = list(start), np.log(measured)
     begin = np.log([start[name] for name in names])
+    sure = 1 / np.sqrt(1 + np.square(np.asarray(spread) / _SPREAD))
     trusts = trust * np.array([firm(name) for name in names])
 
     def residuals(x):
         values = dict(zip(names, np.exp(x), strict=True))
-        return np.concatenate([np.log(predict(values)) - target, trusts * (x - begin)])
+        return np.concatenate([sure * (np.log(predict(values)) - target), trusts * (x - begin)])
 
     def cost(errors):
         return np.square(errors * _weights(errors, len(target))).sum()

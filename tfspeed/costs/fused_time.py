@@ -7,16 +7,18 @@ What the operator does is known (`litert/kernels/`), so the formula follows it:
                multiplications (`multiply` each) or, where they are few, as its sums wait for
                themselves (`wait`); while later tiles meet it, the next 8 kB are fetched
     attention  a slot's keys and values are loaded once for up to eight query rows (`load`) and
-               multiplied with each (`attend`); `weigh` is the softmax
+               multiplied with each (`attend`); `weigh` is the softmax; a byte of them takes
+               `gather` the first time, since they lie in small pieces
     values     norms, rounding to eight bits, activations: `value` each, on one thread where there
                is a single row
     layer      barriers between the stages; `call`, `row`, `choose`: of a step, of each of its
                texts, and of looking for the largest of a text's logits
 
 All constants are seconds, of one thread, but for `cache`, bytes of a step half of which the cache
-gives; the reaches, shares of the measured bandwidths of cache and memory that products get; and
-`blunt`, how well floats are read while others are multiplied (their kernel keeps no more than one
-panel ahead), `blunt_row`, how well integers are while a single row waits for its sums.
+gives; `fetch`, bytes a second that a thread has on its way from memory at most; the reaches, shares
+of the measured bandwidths of cache and memory that products get; and `blunt`, how well floats are
+read while others are multiplied (their kernel keeps no more than one panel ahead), `blunt_row`, how
+well integers are while a single row waits for its sums.
 """
 
 import dataclasses
@@ -35,12 +37,12 @@ _SOON = 8192  # bytes ahead that kernels/matrix.h asks for
 TILES = 12, 8, 4, 2, 1  # rows of a tile of a product
 _TILE = 8  # query rows that attention reads keys for together
 
-START = {  # seconds; where a fit begins
+START = {  # where a fit begins
     "call": 3e-5, "prefill": 2e-4, "row": 2e-6, "choose": 1e-10, "layer": 5e-6, "value": 4e-10,
-    "load": 5e-11, "attend": 3e-11, "weigh": 3e-10,
+    "load": 5e-11, "attend": 3e-11, "weigh": 3e-10, "gather": 1e-10,
     **{f"wait_{kind}": 2.5e-11 for kind in KINDS.values()},
     **{f"multiply_{kind}": 1e-11 for kind in KINDS.values()},
-    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0,
+    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0, "fetch": 3e10,
     "blunt": 2.0, "blunt_row_int8": 3.0, "blunt_row_int4": 3.0,
 }
 
@@ -85,18 +87,20 @@ def longer(computing: float, reading: float, corner: float = _SHARP) -> float:
     return (computing**corner + reading**corner)**(1 / corner)
 
 
-def reached(constants: dict[str, float], bandwidth: Callable[[float], float],
-            read: float) -> float:
+def reached(constants: dict[str, float], bandwidth: Callable[[float], float], read: float,
+            threads: int) -> float:
     """Bytes a second that products read at in steps of `read` bytes.
 
     A cache that a step's bytes fill again and again holds fewer of them the more there are: half of
     `cache`, a ninth of what is twice as much. A loop that only reads loses all of them at once
     where they no longer fit; kernels, whose threads wait for each other, do not (30 to 110 MB, four
-    formats, ten sizes each: BUILD.md).
+    formats, ten sizes each: BUILD.md). Nor do kernels ask for as much at once as that loop: alone a
+    thread reads at 21 to 25 GB/s where the loop reads at 31, whatever memory could give.
     """
     hits = 1 / (1 + (read / constants["cache"])**3)
-    return 1 / (hits / (constants["reach_cache"] * bandwidth(CACHED))
-                + (1 - hits) / (constants["reach_memory"] * bandwidth(UNCACHED)))
+    memory = longer(1 / (constants["reach_memory"] * bandwidth(UNCACHED)),
+                    1 / (constants["fetch"] * threads))
+    return 1 / (hits / (constants["reach_cache"] * bandwidth(CACHED)) + (1 - hits) * memory)
 
 
 class FusedTime:
@@ -134,7 +138,7 @@ class FusedTime:
         c, t = self.constants, self.threads
         # A call reads all weights, however many rows it has.
         read = filled_step(shape, call.texts, call.slot + 1).read_bytes(self.itemsize)
-        speed = reached(c, self.bandwidth, read)
+        speed = reached(c, self.bandwidth, read, t)
         seconds = c["call"] + c["row"] * call.texts
         for (matrices, attention), count in shape.kinds.items():
             products = sum(self._product(m, call.rows, speed) for m in matrices)
@@ -181,6 +185,6 @@ class FusedTime:
         tile = min(_TILE, group * call.count)
         computing = pairs * (dim * 2 * (c["attend"] + c["load"] / tile) + c["weigh"])
         slots = min(window, call.slot + call.count)
-        reading = 2 * call.texts * slots * a.kv_heads * dim * self.itemsize / speed
-        computing /= self.threads
-        return longer(computing, reading)
+        nbytes = 2 * call.texts * slots * a.kv_heads * dim * self.itemsize
+        reading = max(nbytes * c["gather"] / self.threads, nbytes / speed)
+        return longer(computing / self.threads, reading)

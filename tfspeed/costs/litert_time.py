@@ -5,24 +5,25 @@ What is run is known (`litert/decoder.py`, `litert/session.py`), so the formula 
 go through signatures of fixed lengths, padded, their last token through a step; attention reads the
 whole capacity of the cache, which grows.
 
-    product    the longer of reading its bytes and its multiplications: `multiply` each, or `wait` a
-               weight where there is one row. More are whole tiles of rows (`tile`: XNNPACK has
-               kernels of so many, 7 with AVX-512, and another one of a single row): four rows take
-               what seven do. Integers are read `drag` times as long as their bytes should take.
-               Halves are floats once LiteRT has loaded them.
-    attention  `pair`: mask and softmax of a query and a slot; `mix`: an operation of its products;
-               `copy`: a byte of keys and values, which XNNPACK packs anew for every product, beside
-               what moves through memory for it
+    product    the longer of reading its bytes and its multiplications: `wait` a weight where there
+               is one row. More go through a matrix in tiles of up to so many rows (`TILES`): each
+               takes `start` a weight, and `multiply` for each of its rows; the first one reads,
+               those after it find the weights nearby. Integers are read `drag` times as long as
+               their bytes should take. Halves are floats once LiteRT has loaded them.
+    attention  `pair`: softmax of a query and a slot; `mix`: an operation of its products; `copy`: a
+               byte of keys and values, which XNNPACK packs anew for every product, beside what
+               moves through memory for it
     values     the small operators: `value` each
-    layer      starts and barriers of a layer's operators; `call`: of a signature; `choose`: of one
-               logit that is handed over and compared
+    layer      starts and barriers of a layer's operators; `call`: of a signature; `mask`: what a
+               row and a slot take to be told apart, once a call; `choose`: of one logit that is
+               handed over and compared
 
 An encoder is read as a prefill whose last layer is whole, and cross-attention as attention over the
 source, and as half a layer more: XNNPACK packs those keys and values anew for every product, too.
 
-Seconds of one thread, but for the layer, the call and what is handed over; the reaches are as in
-`fused_time.py`. Steps and prefills have constants of their own where small operators are split over
-threads in one, and not in the other.
+Seconds of one thread, but for the layer, the call, its mask and what is handed over; `cache`,
+`fetch` and the reaches are as in `fused_time.py`. Steps and prefills have constants of their own
+where small operators are split over threads in one, and not in the other.
 """
 
 import math
@@ -38,18 +39,23 @@ from tfspeed.litert.session import PREFILLS, capacities
 
 _FLOAT_BYTES = 4
 _CORNER = 2
-_MOVED = 3  # bytes for each one packed: it is read, the place it goes to is fetched, and written
+_MOVED = 2  # bytes for each one packed: it is read, and written to a place that is used again
 
-START = {  # seconds; where a fit begins
-    "call": 2e-5, "choose": 4e-10, "pair": 1e-9, "mix": 3e-11, "copy": 1e-10,
+START = {  # where a fit begins
+    "call": 2e-5, "mask": 1e-9, "choose": 4e-10, "pair": 1e-9, "mix": 3e-11, "copy": 1e-10,
     **{f"{name}_{kind}": cost for kind in ("prefill", "step")
        for name, cost in (("layer", 5e-5), ("value", 5e-10))},
     **{f"wait_{kind}": 3e-11 for kind in ("float32", "int8", "int4")},
-    **{f"multiply_{kind}": cost for kind, cost in (("float32", 3e-11), ("int8", 1e-11),
-                                                   ("int4", 1.2e-11))},
-    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0, "drag": 1.1, "tile": 7,
+    **{f"multiply_{kind}": cost for kind, cost in (("float32", 1.5e-11), ("int8", 3.5e-12),
+                                                   ("int4", 5e-12))},
+    **{f"start_{kind}": cost for kind, cost in (("float32", 2e-11), ("int8", 2e-11),
+                                                ("int4", 7e-11))},
+    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0, "fetch": 6e10,
+    "drag": 1.1,
 }
-TILES = 4, 5, 6, 7, 8  # that `tile` may be
+# Rows of XNNPACK's kernels with AVX-512, as steps of 1 to 16 texts showed: 8, 6 and 9 of them took
+# half as long again as one fewer. Too little is timed to tell those of other processors.
+TILES = {"float32": 7, "int8": 5, "int4": 8}
 
 
 class LitertTime:
@@ -83,7 +89,7 @@ class LitertTime:
         if source is None:
             return 0.0
         c, encoder, rows = self.constants, source.encoder, batch * source.length
-        speed = reached(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)))
+        speed = reached(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)), self.threads)
         return c["call"] + sum(
             count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, speed)
             for (matrices, a), count in encoder.kinds.items())
@@ -105,8 +111,8 @@ class LitertTime:
         cache = 8 * batch * sum(capacity * a.kv_heads * a.dim + looked * a.source_heads * a.dim
                                 for a in shape.attention)
         read = sum(map(_nbytes, shape.matrices)) + cache
-        speed = reached(c, self.bandwidth, read)
-        seconds = c["call"]
+        speed = reached(c, self.bandwidth, read, self.threads)
+        seconds = c["call"] + c["mask"] * rows * capacity
         # Of the last layer a prefill keeps keys and values; XNNPACK leaves out what nobody reads.
         layers = shape if chooses else shape.but_last
         for (matrices, a), count in layers.kinds.items():
@@ -115,7 +121,9 @@ class LitertTime:
             seconds += (self.product(shape.head, rows, speed)
                         + c["choose"] * rows * shape.vocabulary)
         else:
-            seconds += self.product(shape.layers[-1][0], rows, speed)
+            last = shape.layers[-1][0]
+            seconds += (self.product(last, rows, speed) + c["value_prefill"] / self.threads
+                        * rows * (last.inputs + last.outputs))
         return seconds
 
     def _layer(self, kind: str, matrices, a: Attention, batch: int, rows: int, capacity: int,
@@ -135,11 +143,14 @@ class LitertTime:
 
     def product(self, matrix: Matrix, rows: int, speed: float) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
-        rows = rows if rows == 1 else math.ceil(rows / c["tile"]) * c["tile"]
-        computing = matrix.parameters / self.threads * longer(c[f"wait_{kind}"],
-                                                              c[f"multiply_{kind}"] * rows)
+        weights = matrix.parameters / self.threads
         reading = _nbytes(matrix) / speed * (c["drag"] if matrix.bits <= 8 else 1)
-        return longer(computing, reading, _CORNER)
+        if rows == 1:
+            return longer(weights * c[f"wait_{kind}"], reading, _CORNER)
+        tiles = math.ceil(rows / TILES[kind])
+        tile = weights * (c[f"start_{kind}"] + c[f"multiply_{kind}"] * rows / tiles)
+        first = min(tiles, self.threads)  # each thread reads with one of them
+        return longer(first * tile, reading, _CORNER) + (tiles - first) * tile
 
 
 def _sizes(shape: Shape, needed: int) -> list[int]:

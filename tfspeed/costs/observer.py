@@ -2,15 +2,18 @@
 
 Reads JSON lines on stdin, answers each on stdout with a line of JSON, or with `{"error": …}`:
 
-    {"bandwidth": [bytes, …]}             -> {"bandwidth": [bytes a second, …]}
-    {"products": "xla", "short": false}   -> see `dots.measure_all`
+    {"bandwidth": bytes}                  -> {"bandwidth": bytes a second}, and "placement"
+    {"products": "xla", "short": false}   -> see `dots.measure_all`, and "placement"
+    {"again": "xla", "short": false}      -> see `dots.measure_again`, and "placement"
     {"prepare": [{…}, …], "dots": "xla", "short": false} -> {}: made and compiled, in place of
                                              those before; `dots`: and those products, or ""
-    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "memory": […]}: with
-                                             bytes a second that were read before and after
+    {"case": {…}}                         -> {"ttft_s": […], "tpot_s": […], "memory": […],
+                                             "placement": […]}: with bytes a second that were read
+                                             before and after, and where the cores lay
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import gc
 import json
@@ -40,16 +43,23 @@ def main(threads: int) -> None:
 def _answer(asked: dict, threads: int) -> dict:
     if "bandwidth" in asked:
         from tfspeed.measure.bandwidth import usual_bandwidth
-        return {"bandwidth": [1e9 * usual_bandwidth(threads, size)
-                              for size in asked["bandwidth"]]}
+        return _placed(threads, lambda size: {"bandwidth": 1e9 * usual_bandwidth(threads, size)},
+                       asked["bandwidth"])
     if "products" in asked:
         from tfspeed.costs import dots
-        return dots.measure_all(asked["products"], asked["short"])
+        return _placed(threads, dots.measure_all, asked["products"], asked["short"])
+    if "again" in asked:
+        from tfspeed.costs import dots
+        return _placed(threads, dots.measure_again, asked["again"], asked["short"])
     if "prepare" in asked:
-        prepare([Case(**each) for each in asked["prepare"]], threads, asked["dots"],
-                asked["short"])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a second, the first time
+            readers = [pool.submit(made, threads) for made in (_memory, _placement)]
+            prepare([Case(**each) for each in asked["prepare"]], threads, asked["dots"],
+                    asked["short"])
+        for reader in readers:
+            reader.result()
         return {}
-    return observe(Case(**asked["case"]), _memory(threads))
+    return observe(Case(**asked["case"]), _memory(threads), _placement(threads))
 
 
 def prepare(cases: list[Case], threads: int = 1, products: str = "", short: bool = False) -> None:
@@ -89,23 +99,43 @@ def _memory(threads: int):
     return MemoryReader(threads, UNCACHED)
 
 
-def observe(case: Case, memory) -> dict:
+@functools.cache
+def _placement(threads: int):
+    from tfspeed.measure.placement import PlacementReader
+    return PlacementReader(threads)
+
+
+def _told(*placements) -> list[dict]:
+    """Those that could be read."""
+    return [dataclasses.asdict(each) for each in placements if each]
+
+
+def _placed(threads: int, measure, *asked) -> dict:
+    """What `measure` finds, and where the cores lay before and after."""
+    reader = _placement(threads)
+    before = reader.read()
+    return measure(*asked) | {"placement": _told(before, reader.read())}
+
+
+def observe(case: Case, memory, placement) -> dict:
     """Seconds of the first token and of those after it, of a generation, or some where they are
     short; before them a prompt and a step bring the model where it lies while it is used.
 
     Args:
         memory: a `MemoryReader`: what others do to the memory lasts a second or two.
+        placement: a `PlacementReader`: where cores lie changes within ten seconds.
     """
     if (case.model, case.engine) not in _ready:
         prepare([case])
     engine, timings, speeds = _warm(case), [], [memory.read()]
     _generation(engine, case, 2)
+    before = placement.read()
     begin = time.perf_counter()
     while not timings or (len(timings) < _MOST and time.perf_counter() - begin < _SECONDS):
         timings.append(_generation(engine, case))
     return {"ttft_s": [t.token_s[0] - t.start_s for t in timings],
             "tpot_s": [(t.token_s[-1] - t.token_s[0]) / (len(t.token_s) - 1) for t in timings],
-            "memory": [*speeds, memory.read()]}
+            "placement": _told(before, placement.read()), "memory": [*speeds, memory.read()]}
 
 
 _ready: dict[tuple[str, str], tuple] = {}  # by model and engine: an engine, and what it has run

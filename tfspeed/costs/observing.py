@@ -12,6 +12,7 @@ import numpy as np
 from tfspeed.asked_process import AskedProcess
 from tfspeed.costs.cases import Case
 from tfspeed.errors import TfspeedError
+from tfspeed.measure.placement import Placement, usual
 
 _SILENT_S = 300
 _START = "import sys; sys.path.insert(0, sys.argv[2]); from tfspeed.costs import observer; " \
@@ -26,6 +27,25 @@ def by_round(seen: list[dict], metric: str) -> list[float]:
 def usual_memory(seen: list[dict]) -> float:
     """Bytes a second at which memory was read around them, in the median of several rounds."""
     return float(np.median([np.mean(times["memory"]) for times in seen]))
+
+
+def placement(seen: list[dict]) -> Placement | None:
+    """Where the cores lay most of the time."""
+    return usual([each for times in seen for each in _placements(times)])
+
+
+def at_home(seen: list[dict], home: Placement | None) -> list[dict]:
+    """The rounds in which the cores lay as in `home`; all of them where there is none."""
+    return [times for times in seen if is_at_home(times, home)] or seen
+
+
+def is_at_home(times: dict, home: Placement | None) -> bool:
+    """Whether the cores lay there before and after; also where it is not known."""
+    return home is None or all(each.like(home) for each in _placements(times))
+
+
+def _placements(times: dict) -> list[Placement]:
+    return [Placement(**each) for each in times["placement"]]
 
 
 class Observer:
@@ -47,14 +67,17 @@ class Observer:
         """Ends the process; what is asked of it ends with an error."""
         self._process.close()
 
-    def bandwidth(self, sizes: list[int]) -> list[list[float]]:
-        """`[bytes, bytes a second]` of each."""
-        found = self.ask({"bandwidth": sizes})["bandwidth"]
-        return [list(pair) for pair in zip(sizes, found, strict=True)]
+    def bandwidth(self, size: int) -> dict:
+        """`{"bandwidth": bytes a second, "placement": […]}` of so many bytes."""
+        return self.ask({"bandwidth": size})
 
     def products(self, engine: str, short: bool = False) -> dict:
         """See `dots.measure_all`."""
         return self.ask({"products": engine, "short": short})
+
+    def products_again(self, engine: str, short: bool) -> dict:
+        """See `dots.measure_again`."""
+        return self.ask({"again": engine, "short": short})
 
     def prepare(self, cases: list[Case], products: str = "", short: bool = False) -> None:
         """Makes their models and compiles them, in place of those before; and the products of an
@@ -63,18 +86,25 @@ class Observer:
                   "short": short})
 
     def observe(self, case: Case) -> dict:
-        """`{"ttft_s": […], "tpot_s": […], "memory": […]}`: seconds of a generation, or some short
-        ones, and bytes a second at which memory was read around them."""
+        """`{"ttft_s": […], "tpot_s": […], "memory": […], "placement": […]}`: seconds of a
+        generation, or some short ones, and around them bytes a second at which memory was read, and
+        where the cores lay."""
         return self.ask({"case": dataclasses.asdict(case)})
 
-    def in_turns(self, cases: list[Case], rounds: int) -> Iterator[tuple[Case, dict]]:
+    def in_turns(self, cases: list[Case], rounds: int,
+                 home: Placement | None = None) -> Iterator[tuple[Case, dict]]:
         """Each case and what `observe` sees of it, so many times: all of them, then all again,
-        since what disturbs a machine lasts longer than a generation."""
+        since what disturbs a machine lasts longer than a generation; and as often again at most
+        where most of the times the cores lay elsewhere than in `home`."""
         for count in range(1, len(cases) + 1):  # each may take as long as one question may
             self.prepare(cases[:count])
-        for _ in range(rounds):
+        missing = dict.fromkeys(cases, rounds // 2 + 1)
+        for count in range(2 * rounds):
             for case in cases:
-                yield case, self.observe(case)
+                if count < rounds or missing[case] > 0:
+                    seen = self.observe(case)
+                    missing[case] -= is_at_home(seen, home)
+                    yield case, seen
 
     def ask(self, question: dict) -> dict:
         answer = self._process.ask(question, _SILENT_S)

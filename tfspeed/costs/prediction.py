@@ -24,8 +24,10 @@ from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
 from tfspeed.litert.formats import Formats
 from tfspeed.measure.bandwidth import MemoryReader
+from tfspeed.measure.placement import PlacementReader, usual
 
 _READINGS = 15  # of some milliseconds
+_PLACEMENTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,23 @@ class Predictor:
         change = found[max(found)] / calibrated[max(found)] if found else 1.0
         return self.at_speed({count: change * speed for count, speed in calibrated.items()} | found)
 
+    def moved(self, threads: int) -> str:
+        """A sentence where the cores of so many threads lie otherwise now than when this was
+        calibrated; "" where they do not, or nobody can tell."""
+        count = max((t for t in self._made if t <= min(threads, available_cores())), default=0)
+        home = self._calibration.home(count)
+        if not home:
+            return ""
+        with PlacementReader(count) as reader:
+            found = usual([each for _ in range(_PLACEMENTS) if (each := reader.read())])
+        if not found or found.like(home):
+            return ""
+        apart = (f"a cache line took {1e9 * found.turn_s:.0f} ns between them, not "
+                 f"{1e9 * home.turn_s:.0f}, and " if home.turn_s else "")
+        return (f"The cores lay elsewhere than when this machine was calibrated as this was "
+                f"written: {apart}they multiplied {found.multiplied / home.multiplied:.2f} times "
+                f"as fast. Predictions are of before; if it stays so, calibrate again.")
+
     def latency(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         """`ttft_s`, `e2e_s` and, of more than one token, `tpot_s`: the mean, as it is measured.
 
@@ -155,7 +174,7 @@ class Predictor:
         formats = Formats.of_engine(engine if engine.partition(":")[0] in PACKED else "")
         read = computation.filled_step(shape.stored(formats), load.batch,
                                        load.prompt_tokens).read_bytes(4)
-        alone, together = (self._between(count, [(t, m.speed(read)) for t, m in
+        alone, together = (self._between(count, [(t, m.speed(read, t)) for t, m in
                                                  self._made.items()])
                            for count in (max(1, cores // workers), cores))
         return max(1.0, workers * alone / together)
@@ -185,12 +204,12 @@ class _Machine:
 
     def __init__(self, constants: dict, most: dict):
         self.constants, self.bandwidth = constants, Bandwidth(constants["bandwidth"])
-        self.tables = {kind: _table(found, most.get(kind))
+        self.tables = {kind: table(found, most.get(kind))
                        for kind, found in constants.items() if kind in ("graph", "xla")}
 
-    def speed(self, read: float) -> float:
+    def speed(self, read: float, threads: int) -> float:
         """Bytes a second in steps that read so many."""
-        return reached(self.constants.get("fused", STARTS["fused"]), self.bandwidth, read)
+        return reached(self.constants.get("fused", STARTS["fused"]), self.bandwidth, read, threads)
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         made, shape = self._of(shape, engine, threads)
@@ -216,6 +235,7 @@ class _Machine:
         return CompiledTime(self.constants[kind]["constants"], self.tables[kind]), shape
 
 
-def _table(found: dict, most: dict | None) -> Table:
+def table(found: dict, most: dict | None) -> Table:
+    """Of what is known of an engine, and of the most threads if that is more."""
     longer = Table(**measured(most)) if most else None
     return Table(**measured(found), longer=longer)

@@ -46,7 +46,7 @@ def _compiled(made: CompiledTime, shape: Shape, batch: int, length: int, turn: f
 def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:
     """Seconds of a token without the output layer, where `read` bytes are read in turn."""
     c = made.constants
-    speed = reached(c, made.bandwidth, read)
+    speed = reached(c, made.bandwidth, read, made.threads)
     token = c["call"]
     for matrices in shape.layers:
         width = sum(m.inputs + m.outputs for m in matrices)
@@ -56,6 +56,7 @@ def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:
 
 
 def _head(made: LitertTime, shape: Shape, batch: int) -> float:
-    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes)
+    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes,
+                    made.threads)
     return (made.product(shape.head, batch, speed)
             + made.constants["choose"] * batch * shape.vocabulary)

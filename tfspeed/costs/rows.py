@@ -32,7 +32,8 @@ def with_prediction(row: dict, engine, threads: int, original) -> tuple[dict, st
         return {}, f"No prediction: {error}"
     errors = {name: value / _measured(row[name]) - 1 for name, value in predicted.items()
               if _measured(row.get(name))}
-    return ({"predicted": predicted, "prediction_error": errors}, _COUNTED if guesses else "")
+    return ({"predicted": predicted, "prediction_error": errors},
+            " ".join(filter(None, (_COUNTED if guesses else "", _predictor().moved(threads)))))
 
 
 def _predicted(row: dict, engine, threads: int, original, guesses) -> dict:
