@@ -303,7 +303,7 @@ def test_of_products_that_were_timed_again_the_median_counts():
 def test_more_rows_than_were_timed_take_longer_as_with_other_threads():
     def table(rows, a_row, longer=None):
         return Table([[count, size, 0, "float32", a_row * count**0.5] for count in rows
-                                for size in (1e7, 4e7, 3e8)], {}, [], longer)
+                      for size in (1e7, 4e7, 3e8)], {}, [], longer)
 
     most = table((1, 16, 320), 1e-10)
     few = table((1, 16), 2e-10, longer=most)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tfspeed.errors import TfspeedError
+from tfspeed.litert import compiler
 from tfspeed.measure import bandwidth
 from tfspeed.measure import memory as memory_module
 from tfspeed.measure.environment import environment
@@ -38,7 +39,7 @@ def test_bandwidth_is_bytes_over_seconds(monkeypatch):
 
 def test_every_byte_is_read_with_and_without_a_compiler(monkeypatch):
     compiled = bandwidth._read()
-    monkeypatch.setattr(bandwidth, "small_library", refuse)
+    monkeypatch.setattr(compiler, "small_library", refuse)
     bandwidth._read.cache_clear()
     plain = bandwidth._read()
     bandwidth._read.cache_clear()

@@ -112,8 +112,7 @@ def _look(observer: Observer, engine: str, short: bool, chosen: list[Case], seen
 def _look_again(observer: Observer, engine: str, short: bool, seen: Seen, advance) -> None:
     """What was timed while the cores lay elsewhere only, as far as is known by now, is timed once
     more."""
-    home = observing.placement([times for every in seen.times.values()
-                                for moments in every.values() for times in moments])
+    home = observing.placement(observing.every_round(seen.times))
     products = seen.products[engine]
     if products and not any(observing.is_at_home(times, home) for times in products):
         advance(f"{observer.threads} threads: products of {engine} again")

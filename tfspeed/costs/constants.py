@@ -10,14 +10,14 @@ from tfspeed.costs.calibration import STARTS
 from tfspeed.costs.cases import CACHED, METRICS, PACKED, UNCACHED, Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
-from tfspeed.costs.observing import at_home, is_at_home, placement, usual_memory
+from tfspeed.costs.observing import at_home, every_round, is_at_home, placement, usual_memory
 from tfspeed.costs.prediction import Bandwidth, packed, table
 from tfspeed.litert.formats import Formats
 
 # In what a fit begins with: in general, and in the constants of other threads. Few times tell
 # what TensorFlow's many operators cost.
 _TRUST_PACKED, _TRUST_COMPILED = (0.05, 0.1), (0.1, 0.1)
-_ONE_READING = 0.03
+_ONE_READING = 0.03  # standard error of the logarithm, where no second reading tells it
 _OWN = "products", "reach", "cache", "blunt"  # constants of a number of threads
 
 
@@ -28,12 +28,10 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
         seen: a `calibrating.Seen`.
         other: the constants of another number of threads; {} where there are none.
     """
-    home = placement([times for every in seen.times.values() for moments in every.values()
-                      for times in moments])
+    home = placement(every_round(seen.times))
     cases_seen = {engine: {case: at_home(moments, home) for case, moments in every.items()}
                   for engine, every in seen.times.items()}
-    memory = usual_memory([times for every in cases_seen.values() for moments in every.values()
-                           for times in moments])
+    memory = usual_memory(every_round(cases_seen))
     cached = float(np.median([each["bandwidth"] for each in at_home(seen.reads, home)]))
     constants = {"bandwidth": [[CACHED, cached], [UNCACHED, memory]],
                  "placement": home and dataclasses.asdict(home)}

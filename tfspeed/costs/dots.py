@@ -50,9 +50,7 @@ def measure_all(engine: str, short: bool) -> dict:
 def measure_again(engine: str, short: bool) -> dict:
     """Once more those that most others are told from: at two moments a row took 129 and 166 ps a
     weight, 320 of them 3.3 and 4.2 ns."""
-    return {"dots": [_float(engine, rows, count, transposed)
-                     for transposed, every in _every(short) for rows in every
-                     for count in _AGAIN.get(rows, ())]}
+    return {"dots": _floats(engine, short, lambda rows: _AGAIN.get(rows, ()))}
 
 
 def compile_all(engine: str, short: bool) -> None:
@@ -75,17 +73,16 @@ def measured(found: dict) -> dict:
 def measure(engine: str, short: bool) -> list[list]:
     """`[rows, bytes that are read in turn, transposed (0, 1), type, seconds a weight]` of each,
     with the threads that TensorFlow has; `short`: of fewer numbers of rows, in float32 alone."""
-    found = []
-    for transposed, every in _every(short):
-        for rows in every:
-            found += [_float(engine, rows, count, transposed) for count in _counts(rows)]
+    found = _floats(engine, short, _counts)
     return found if short else [*found, *_halves(engine)]
 
 
-def _float(engine: str, rows: int, count: int, transposed: bool) -> list:
-    return [rows, count * MATRIX_BYTES, int(transposed), "float32",
-            _a_weight_of(engine, _one(engine, rows, count, transposed),
-                         _CHAIN * _INPUTS * OUTPUTS)]
+def _floats(engine: str, short: bool, counts: Callable) -> list[list]:
+    """Those in float32, of so many rows each with `counts(rows)` matrices."""
+    return [[rows, count * MATRIX_BYTES, int(transposed), "float32",
+             _a_weight_of(engine, _one(engine, rows, count, transposed),
+                          _CHAIN * _INPUTS * OUTPUTS)]
+            for transposed, every in _every(short) for rows in every for count in counts(rows)]
 
 
 def _counts(rows: int) -> list[int]:

@@ -29,6 +29,11 @@ def usual_memory(seen: list[dict]) -> float:
     return float(np.median([np.mean(times["memory"]) for times in seen]))
 
 
+def every_round(times: dict[str, dict[Case, list[dict]]]) -> list[dict]:
+    """Those of all cases of all engines."""
+    return [seen for every in times.values() for rounds in every.values() for seen in rounds]
+
+
 def placement(seen: list[dict]) -> Placement | None:
     """Where the cores lay most of the time."""
     return usual([each for times in seen for each in _placements(times)])

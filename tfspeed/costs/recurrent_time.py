@@ -56,7 +56,6 @@ def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:
 
 
 def _head(made: LitertTime, shape: Shape, batch: int) -> float:
-    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes,
-                    made.threads)
+    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes, made.threads)
     return (made.product(shape.head, batch, speed)
             + made.constants["choose"] * batch * shape.vocabulary)

@@ -93,6 +93,15 @@ def small_library(source: Path, flags: list[str], use: Callable[[Path], Any]):
     return made
 
 
+def loops(source: Path) -> ctypes.CDLL | None:
+    """A file of loops, compiled for this processor; None where that cannot be done, and what they
+    tell has to be told otherwise or not at all."""
+    try:
+        return small_library(source, ["-O3", "-march=native"], lambda path: ctypes.CDLL(str(path)))
+    except (TfspeedError, OSError):
+        return None
+
+
 def _obtained(stem: str, key: Callable, build: Callable, use: Callable):
     """What `use` makes of a library that was kept, or else of one that is compiled now.
 

@@ -20,8 +20,7 @@ import numpy as np
 import psutil
 
 from tfspeed.devices import default_device
-from tfspeed.errors import TfspeedError
-from tfspeed.litert.compiler import small_library
+from tfspeed.litert.compiler import loops
 from tfspeed.memory import aligned
 
 _CHUNKS = 16  # a thread, so that one that is held up does not hold up all
@@ -69,11 +68,10 @@ def device_read_bandwidth(device: str, buffer_bytes: int = 1 << 30) -> float:
 @functools.cache
 def _read() -> Callable[[np.ndarray, int], object]:
     """Reads an array of uint64 so many times."""
-    try:
-        function = small_library(_SOURCE, ["-O3", "-march=native"],
-                                 lambda path: ctypes.CDLL(str(path))).tfspeed_read_again
-    except (TfspeedError, OSError):
+    library = loops(_SOURCE)
+    if library is None:
         return _read_by_numpy
+    function = library.tfspeed_read_again
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     function.restype = ctypes.c_uint64
     return lambda array, times: function(array.ctypes.data, array.nbytes, times)

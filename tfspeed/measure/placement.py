@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tfspeed.errors import TfspeedError
 from tfspeed.memory import aligned
 
 _SOURCE = Path(__file__).with_name("placement.c")
@@ -96,11 +95,9 @@ class PlacementReader:
 
 @functools.cache
 def _library():
-    from tfspeed.litert.compiler import small_library  # which imports TensorFlow
-    try:
-        made = small_library(_SOURCE, ["-O3", "-march=native"],
-                             lambda path: ctypes.CDLL(str(path)))
-    except (TfspeedError, OSError):
+    from tfspeed.litert.compiler import loops  # which imports TensorFlow
+    made = loops(_SOURCE)
+    if made is None:
         return None
     made.tfspeed_turn.argtypes = [ctypes.c_void_p, ctypes.c_int]
     made.tfspeed_multiply.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_double]
@@ -125,6 +122,4 @@ def _hold(core: int | None) -> None:
 
 
 def _line() -> np.ndarray:
-    line = aligned((_LINE // 8,), np.int64)
-    line.fill(0)
-    return line
+    return aligned((_LINE // 8,), np.int64)
