@@ -10,6 +10,8 @@ from pathlib import Path
 from tfspeed.errors import TfspeedError
 
 _LOGICAL = 16  # logical devices that any CPU may be split into
+_CACHES = "/sys/devices/system/cpu/cpu0/cache"
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
 JOB_CORES = "TFSPEED_JOB_CORES"  # what a `Supervisor` tells its workers
 
 
@@ -23,6 +25,13 @@ def available_cores() -> int:
 def job_cores() -> int:
     """Cores that this process and the workers beside it may use together."""
     return int(os.environ.get(JOB_CORES) or available_cores())
+
+
+def last_level_cache_bytes() -> int:
+    """Of the last-level cache, which may be shared with others; 32 MB where nobody tells."""
+    sizes = [path.read_text().strip() for path in Path(_CACHES).glob("index*/size")]
+    return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes if size[-1:] in _UNITS),
+               default=32 << 20)
 
 
 def set_threads(threads: int) -> int:

@@ -17,6 +17,7 @@ def made_up(**changes) -> Calibration:
                  for dtype, times in (("float16", 3), ("bfloat16", 0.5)) for rows in (1, 4)
                  for head in (0, 1) if count == 2]
         compiled = {engine: {"constants": dict(start), "dots": dots,
+                             "cache": 32 << 20,
                              "unpacking": {"8": 4e-10 / count, "4": 6e-10 / count},
                              "narrow": [[1, 2e-10 / count], [4, 3e-10 / count]]
                              if engine == "graph" else []}

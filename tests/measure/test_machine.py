@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from tfspeed import devices
 from tfspeed.errors import TfspeedError
 from tfspeed.litert import compiler
 from tfspeed.measure import bandwidth
@@ -100,3 +101,12 @@ def test_memory_is_read_quarter_after_quarter():
     at = reader._at
     assert min(reader.read() for _ in range(3)) > 1e8
     assert reader._at == (at + 3) % 4
+
+
+def test_the_last_of_the_caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_CACHES", str(tmp_path))
+    assert devices.last_level_cache_bytes() == 32 << 20  # nobody tells
+    for index, size in enumerate(("64K", "2M", "98304K", "")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert devices.last_level_cache_bytes() == 96 << 20

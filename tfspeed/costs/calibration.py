@@ -24,9 +24,9 @@ from tfspeed.measure.placement import Placement
 
 HINT = "python scripts/calibrate.py"
 _ROOT = Path(__file__).parents[1]
-_SOURCES = ("litert/kernels/*", "measure/placement.c", "measure/read.c", "costs/fused_time.py",
-            "costs/compiled_time.py", "costs/litert_time.py", "costs/dots.py",
-            "costs/dot_table.py")
+_SOURCES = ("litert/kernels/*", "measure/placement.c", "measure/read.c", "costs/reading.py",
+            "costs/fused_time.py", "costs/compiled_time.py", "costs/litert_time.py",
+            "costs/dots.py", "costs/dot_table.py")
 _VERSION = 3
 STARTS = {"fused": fused_time.START, "litert": litert_time.START}  # others: `compiled_time`
 

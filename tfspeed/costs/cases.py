@@ -41,6 +41,7 @@ _PLAIN = {"family": "gpt2", "positions": "learned", "norm": "layer", "activation
 MODELS = {  # a calibration's
     "cal-small": _decoder(2, 384, 6, 2, 64, 1024, 4096),
     "cal-thin": _decoder(6, 128, 2, 1, 64, 256, 1024),  # tells a layer from a call
+    "cal-deep": _decoder(6, 384, 6, 2, 64, 1024, 4096),
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
     "cal-large": _decoder(2, 1536, 12, 4, 128, 4096, 8192),
@@ -102,11 +103,14 @@ _FORMED = {"fused": (_FUSED, _FUSED_SHORT), "litert": (_LITERT, _LITERT_SHORT)}
 _COMPILED = [
     # Eight texts of 300 tokens: without them nothing tells what a step's attention costs.
     ("cal-small", ("graph", "xla"), ((8, 300, 12),)),
-    ("cal-thin", ("graph", "xla"), ((1, 60, 20),)),  # layers of next to no products
+    ("cal-thin", ("graph",), ((1, 60, 20),)),  # layers of next to no products
+    # What XLA fuses takes longer where it is as wide as in models that are used.
+    ("cal-deep", ("xla",), ((1, 60, 20),)),
     ("cal-middle", ("graph", "xla"), ((4, 120, 12),)),
     ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
 _COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((4, 300, 8),)),
                    ("cal-thin", ("graph",), ((1, 60, 20),)),  # whose operators wait for each other
+                   ("cal-deep", ("xla",), ((1, 60, 20),)),
                    ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
 
 

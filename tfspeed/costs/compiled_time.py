@@ -24,6 +24,7 @@ from tfspeed.costs.computation import (
 from tfspeed.costs.dot_table import Table
 from tfspeed.costs.dots import ITEM_BYTES
 from tfspeed.costs.matrices import Matrix
+from tfspeed.costs.reading import LONG
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 
@@ -55,7 +56,7 @@ class CompiledTime:
         """Seconds to the first token."""
         length, capacity = padded_lengths(prompt, new_tokens)
         seconds = self._seconds("prefill", padded_prefill(shape, batch, length, capacity), batch,
-                                capacity)
+                                capacity, 1)
         return seconds + (self.encode(shape.source, batch) if shape.source else 0.0)
 
     def encode(self, source: Source, batch: int) -> float:
@@ -65,21 +66,24 @@ class CompiledTime:
 
     def step(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         _, capacity = padded_lengths(prompt, new_tokens)
-        return self._seconds("step", padded_step(shape, batch, capacity), batch, capacity)
+        return self._seconds("step", padded_step(shape, batch, capacity), batch, capacity,
+                             max(1, new_tokens - 1))
 
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text."""
         _, capacity = padded_lengths(prompt, new_tokens)
         return self._seconds("step", padded_read(shape, count, capacity), 1, capacity)
 
-    def _seconds(self, kind: str, work: Pass, batch: int, capacity: int) -> float:
+    def _seconds(self, kind: str, work: Pass, batch: int, capacity: int,
+                 steps: int = LONG) -> float:
         c, shape, rows, dtype = self.constants, work.shape, work.rows, work.shape.compute
         read = work.weight_bytes
-        products = (self.product(kind, shape.head, work.logits, read, dtype, True)
+        products = (self.product(kind, shape.head, work.logits, read, dtype, True, steps)
                     if work.logits else 0.0)
         between = c[f"call_{kind}"] + c[f"value_{kind}"] * work.logits * shape.vocabulary
         for (matrices, a), count in shape.kinds.items():
-            products += count * sum(self.product(kind, m, rows, read, dtype) for m in matrices)
+            products += count * sum(self.product(kind, m, rows, read, dtype, steps=steps)
+                                    for m in matrices)
             pairs = rows * (a.heads * capacity + a.source_heads * work.source)
             width = sum(m.inputs + m.outputs for m in matrices)
             cache = (2 * ITEM_BYTES[dtype] * batch * capacity * a.kv_heads * a.dim
@@ -91,7 +95,7 @@ class CompiledTime:
         return products + between
 
     def product(self, kind: str, matrix: Matrix, rows: int, read: float, dtype: str,
-                transposed: bool = False) -> float:
+                transposed: bool = False, steps: int = LONG) -> float:
         """Seconds; what floats take is corrected, what 16 bits take beyond it is computing alone.
 
         Args:
@@ -104,7 +108,7 @@ class CompiledTime:
             # One that was just unpacked lies in the cache.
             source = 4 * weights if matrix.bits in self.table.unpacking else read
             wide = 1.0 if transposed else self.table.narrow(rows, outputs)
-            seconds += (self.table.seconds(rows, weights, source, transposed) * wide
+            seconds += (self.table.seconds(rows, weights, source, transposed, steps) * wide
                         + self.table.unpacking.get(matrix.bits, 0.0) * weights)
             beyond += self.table.beyond(rows, weights, source, dtype, transposed)
         return self.constants[f"products_{kind}"] * seconds + beyond

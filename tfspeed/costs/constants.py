@@ -10,15 +10,23 @@ from tfspeed.costs.calibration import STARTS
 from tfspeed.costs.cases import CACHED, METRICS, PACKED, UNCACHED, Case
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
-from tfspeed.costs.observing import at_home, every_round, is_at_home, placement, usual_memory
+from tfspeed.costs.observing import (
+    at_home,
+    by_round,
+    every_round,
+    is_at_home,
+    placement,
+    usual_memory,
+)
 from tfspeed.costs.prediction import Bandwidth, packed, table
+from tfspeed.devices import last_level_cache_bytes
 from tfspeed.litert.formats import Formats
 
 # In what a fit begins with: in general, and in the constants of other threads. Few times tell
 # what TensorFlow's many operators cost.
 _TRUST_PACKED, _TRUST_COMPILED = (0.05, 0.1), (0.1, 0.1)
 _ONE_READING = 0.03  # standard error of the logarithm, where no second reading tells it
-_OWN = "products", "reach", "cache", "blunt"  # constants of a number of threads
+_OWN = "products", "reach", "blunt"  # constants of a number of threads
 
 
 def fitted(seen, other: dict) -> tuple[dict, dict]:
@@ -49,12 +57,12 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
 
 
 def _in_the_middle(moments: list[dict]) -> dict[str, float]:
-    """Of a round the least, since what disturbs a machine makes times longer, never shorter; of
-    several the median, since memory that is shared is fast in one and slow in another."""
-    least = {name: [np.min(times[name]) for times in moments] for name in METRICS}
-    return {name: float(np.median(seen)) for name, seen in least.items()} | {
+    """Of each round the median, as where predictions are checked: the least of six generations is
+    less than what one takes. Of several the median again."""
+    rounds = {name: by_round(moments, name) for name in METRICS}
+    return {name: float(np.median(seen)) for name, seen in rounds.items()} | {
         "memory": usual_memory(moments),
-        "spread": [_doubt(np.log(seen)) for seen in least.values()]}
+        "spread": [_doubt(np.log(seen)) for seen in rounds.values()]}
 
 
 def _doubt(seen) -> float:
@@ -77,7 +85,7 @@ def _middle_products(moments: list[dict], again: list[dict]) -> dict:
                                                       *more.get(tuple(rows[0][:-1]), [])]))]
                      for rows in zip(*(found[name] for found in moments), strict=True)]
               for name in ("dots", "narrow")}
-    return tables | {"unpacking": {
+    return tables | {"cache": moments[0]["cache"], "unpacking": {
         bits: float(np.median([found["unpacking"][bits] for found in moments]))
         for bits in moments[0]["unpacking"]}}
 
@@ -93,7 +101,8 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
     if engine in PACKED:
         speeds = {case: Bandwidth([*bandwidth[:-1], [UNCACHED, seen["memory"]]])
                   for case, seen in times}
-        return _fit(_begin(STARTS[engine], other), functools.partial(_packed, speeds), times,
+        start = _begin(STARTS[engine] | {"cache": last_level_cache_bytes()}, other)
+        return _fit(start, functools.partial(_packed, speeds), times,
                     _TRUST_PACKED[other is not None])
     start = _begin(compiled_time.STARTS[engine], other and other["constants"])
     found, fits = _fit(start, functools.partial(_compiled, table(products, other)), times,
@@ -139,10 +148,11 @@ def _fit(start, predict, times, trust: float) -> tuple[dict, dict]:
 def _firm(name: str) -> float:
     """How much more a constant is trusted than others. What bandwidth is measured with is as fast
     as the kernels within a few per cent: the reaches must not learn how busy memory was, nor
-    `fetch`, of which many threads together tell little."""
+    `fetch`, of which many threads together tell little, nor the cache, which others use as well,
+    what they take of it."""
     if name.startswith("reach"):
         return 50
-    return 10 if name == "fetch" else 3 if name.startswith("products") else 1
+    return 10 if name in ("fetch", "cache") else 3 if name.startswith("products") else 1
 
 
 @functools.cache

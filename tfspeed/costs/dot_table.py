@@ -6,8 +6,10 @@ import math
 import numpy as np
 
 from tfspeed.costs.dots import HEAD_ROWS, MATRIX_BYTES, NARROW, NEAR, OUTPUTS
+from tfspeed.costs.reading import LONG, hits
 from tfspeed.errors import TfspeedError
 
+_OWN = 2 / 3  # of the cache, where others use it too
 _MOST_NARROW = 4.0  # times what that takes more: the line is not followed below 151 outputs
 
 
@@ -16,14 +18,15 @@ class Table:
 
     Args:
         dots, unpacking, narrow: see `measure`, `measure_unpacking` and `measure_narrow`.
+        cache: bytes of the last-level cache.
         longer: the table of another number of threads, where 16 bits were timed as well, and more
             rows.
     """
 
     def __init__(self, dots: list[list], unpacking: dict[str, float],
-                 narrow: list[list[float]], longer: "Table | None" = None):
+                 narrow: list[list[float]], cache: int, longer: "Table | None" = None):
         self._columns: dict = {}
-        self._longer = longer
+        self._cache, self._longer = _OWN * cache, longer
         for rows, size, transposed, dtype, seconds in _undisturbed(dots):
             columns = self._columns.setdefault((dtype, bool(transposed)), {})
             column = columns.setdefault(size, ([], []))
@@ -52,13 +55,14 @@ class Table:
                     at, np.subtract(seconds, floats))
         return found
 
-    def seconds(self, rows: int, weights: int, read: float, transposed: bool = False) -> float:
+    def seconds(self, rows: int, weights: int, read: float, transposed: bool = False,
+                steps: int = LONG) -> float:
         """In float32.
 
         Args:
             read: bytes of all weights that are read in turn.
         """
-        return weights * _a_weight(self, rows, read, transposed and rows <= HEAD_ROWS[-1])
+        return weights * _a_weight(self, rows, read, transposed and rows <= HEAD_ROWS[-1], steps)
 
     def narrow(self, rows: int, outputs: int) -> float:
         """How many times as long a weight of a matrix with so many outputs takes."""
@@ -68,8 +72,13 @@ class Table:
         more = float(np.interp(math.log(rows), *zip(*self._narrow, strict=True)))
         return 1 + min(_MOST_NARROW, max(0.0, share)) * more
 
-    def a_weight(self, rows: int, read: float, transposed: bool = False) -> float:
-        """In float32."""
+    def a_weight(self, rows: int, read: float, transposed: bool = False,
+                 steps: int = LONG) -> float:
+        """In float32.
+
+        Args:
+            steps: see `hits`.
+        """
         columns = self._columns["float32", transposed]
         near, at = sorted(columns)[-2], math.log(rows)
         fast = columns[near]
@@ -81,9 +90,14 @@ class Table:
             gap = (max if size > near else min)(0.0, float(
                 np.interp(at, *columns[size]) - np.interp(min(at, last), *fast)))
             fading = max(0.0, 1 - max(0.0, at - last) / math.log(8))
-            share = math.log(max(1.0, read) / near) / math.log(size / near)
+            share = ((self._missed(read, steps) - self._missed(near))
+                     / (self._missed(size) - self._missed(near)))
             found += min(1.0, max(0.0, share)) * gap * fading
         return math.exp(found)
+
+    def _missed(self, read: float, steps: int = LONG) -> float:
+        """How much of so many bytes that are read in turn comes from memory."""
+        return 1 - hits(read / self._cache, steps)
 
     def _beyond_rows(self, at: float, last: float, transposed: bool) -> float:
         """What more rows than any that were timed take longer, all logarithms: as in the longer
@@ -131,5 +145,6 @@ def _undisturbed(dots: list[list]) -> list[list]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _a_weight(table: Table, rows: int, read: float, transposed: bool) -> float:
-    return table.a_weight(rows, read, transposed)
+def _a_weight(table: Table, rows: int, read: float, transposed: bool, steps: int = LONG) -> float:
+    return table.a_weight(rows, read, transposed, steps)
+

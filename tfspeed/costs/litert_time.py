@@ -22,16 +22,17 @@ An encoder is read as a prefill whose last layer is whole, and cross-attention a
 source, and as half a layer more: XNNPACK packs those keys and values anew for every product, too.
 
 Seconds of one thread, but for the layer, the call, its mask and what is handed over; `cache`,
-`fetch` and the reaches are as in `fused_time.py`. Steps and prefills have constants of their own
-where small operators are split over threads in one, and not in the other.
+`others`, `fetch` and the reaches are as in `fused_time.py`. Steps and prefills have constants of
+their own where small operators are split over threads in one, and not in the other.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable
 
-from tfspeed.costs.fused_time import KINDS, longer, reached
+from tfspeed.costs.fused_time import KINDS
 from tfspeed.costs.matrices import Attention, Matrix
+from tfspeed.costs.reading import LONG, Reading, reading
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 from tfspeed.litert import seq2seq
@@ -50,7 +51,7 @@ START = {  # where a fit begins
                                                    ("int4", 5e-12))},
     **{f"start_{kind}": cost for kind, cost in (("float32", 2e-11), ("int8", 2e-11),
                                                 ("int4", 7e-11))},
-    "cache": 3.2e7, "reach_cache": 1.0, "reach_memory": 1.0, "fetch": 6e10,
+    "cache": 3.2e7, "others": 1e10, "reach_cache": 1.0, "reach_memory": 1.0, "fetch": 6e10,
     "drag": 1.1,
 }
 # Rows of XNNPACK's kernels with AVX-512, as steps of 1 to 16 texts showed: 8, 6 and 9 of them took
@@ -74,24 +75,26 @@ class LitertTime:
         sizes = _sizes(shape, prompt + new_tokens)
         slots = range(prompt, prompt + max(1, new_tokens - 1))
         steps = Counter(next(size for size in sizes if size > slot) for slot in slots)
-        spent = sum(count * self.call(shape, batch, 1, size) for size, count in steps.items())
-        return self.prefill(shape, batch, prompt, sizes), spent / len(slots)
+        first = self.prefill(shape, batch, prompt, sizes)
+        spent = sum(count * self.call(shape, batch, 1, size, steps=len(slots), before=first)
+                    for size, count in steps.items())
+        return first, spent / len(slots)
 
     def prefill(self, shape: Shape, batch: int, prompt: int, sizes: list[int]) -> float:
         """Seconds to the first token; `sizes`: capacities that the cache grows through."""
         size = next(s for s in sizes if s >= prompt)
         lengths = seq2seq.PREFILLS if shape.source else PREFILLS
-        return (sum(self.call(shape, batch, length, size)
+        return (sum(self.call(shape, batch, length, size, steps=1)
                     for length in pieces(prompt - 1, size, lengths))
-                + self.call(shape, batch, 1, size) + self.encode(shape.source, batch))
+                + self.call(shape, batch, 1, size, steps=1) + self.encode(shape.source, batch))
 
     def encode(self, source: Source | None, batch: int) -> float:
         if source is None:
             return 0.0
         c, encoder, rows = self.constants, source.encoder, batch * source.length
-        speed = reached(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)), self.threads)
+        how = reading(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)), self.threads)
         return c["call"] + sum(
-            count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, speed)
+            count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, how)
             for (matrices, a), count in encoder.kinds.items())
 
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
@@ -101,9 +104,13 @@ class LitertTime:
         return self.call(shape, 1, count, size, chooses=True)
 
     def call(self, shape: Shape, batch: int, length: int, capacity: int,
-             chooses: bool = False) -> float:
+             chooses: bool = False, steps: int = LONG, before: float = math.inf) -> float:
         """Of a signature; that of a single token gives logits, and one that `chooses` them of
-        each."""
+        each.
+
+        Args:
+            steps, before: see `reading`.
+        """
         c, rows = self.constants, batch * length
         chooses = chooses or length == 1
         kind = "step" if chooses else "prefill"
@@ -111,46 +118,46 @@ class LitertTime:
         cache = 8 * batch * sum(capacity * a.kv_heads * a.dim + looked * a.source_heads * a.dim
                                 for a in shape.attention)
         read = sum(map(_nbytes, shape.matrices)) + cache
-        speed = reached(c, self.bandwidth, read, self.threads)
+        how = reading(c, self.bandwidth, read, self.threads, steps, before)
         seconds = c["call"] + c["mask"] * rows * capacity
         # Of the last layer a prefill keeps keys and values; XNNPACK leaves out what nobody reads.
         layers = shape if chooses else shape.but_last
         for (matrices, a), count in layers.kinds.items():
-            seconds += count * self._layer(kind, matrices, a, batch, rows, capacity, looked, speed)
+            seconds += count * self._layer(kind, matrices, a, batch, rows, capacity, looked, how)
         if chooses:
-            seconds += (self.product(shape.head, rows, speed)
+            seconds += (self.product(shape.head, rows, how)
                         + c["choose"] * rows * shape.vocabulary)
         else:
             last = shape.layers[-1][0]
-            seconds += (self.product(last, rows, speed) + c["value_prefill"] / self.threads
+            seconds += (self.product(last, rows, how) + c["value_prefill"] / self.threads
                         * rows * (last.inputs + last.outputs))
         return seconds
 
     def _layer(self, kind: str, matrices, a: Attention, batch: int, rows: int, capacity: int,
-               looked: int, speed: float) -> float:
+               looked: int, how: Reading) -> float:
         """Args:
             looked: positions of a source.
         """
         c = self.constants
-        products = sum(self.product(m, rows, speed) for m in matrices)
+        products = sum(self.product(m, rows, how) for m in matrices)
         width = sum(m.inputs + m.outputs for m in matrices)
         pairs = rows * (capacity * a.heads + looked * a.source_heads)
         cache = 8 * batch * a.dim * (capacity * a.kv_heads + looked * a.source_heads)
         between = (rows * width * c[f"value_{kind}"] + cache * c["copy"]
                    + pairs * (c["pair"] + 4 * a.dim * c["mix"]))
         return (a.layers * c[f"layer_{kind}"] + products + between / self.threads
-                + _MOVED * cache / speed)
+                + _MOVED * cache * how.byte)
 
-    def product(self, matrix: Matrix, rows: int, speed: float) -> float:
+    def product(self, matrix: Matrix, rows: int, how: Reading) -> float:
         c, kind = self.constants, KINDS[32 if matrix.bits > 8 else matrix.bits]
         weights = matrix.parameters / self.threads
-        reading = _nbytes(matrix) / speed * (c["drag"] if matrix.bits <= 8 else 1)
+        nbytes = _nbytes(matrix) * (c["drag"] if matrix.bits <= 8 else 1)
         if rows == 1:
-            return longer(weights * c[f"wait_{kind}"], reading, _CORNER)
+            return how.hiding(weights * c[f"wait_{kind}"], nbytes, _CORNER)
         tiles = math.ceil(rows / TILES[kind])
         tile = weights * (c[f"start_{kind}"] + c[f"multiply_{kind}"] * rows / tiles)
         first = min(tiles, self.threads)  # each thread reads with one of them
-        return longer(first * tile, reading, _CORNER) + (tiles - first) * tile
+        return how.hiding(first * tile, nbytes, _CORNER) + (tiles - first) * tile
 
 
 def _sizes(shape: Shape, needed: int) -> list[int]:

@@ -26,6 +26,7 @@ from tfspeed.costs.cases import MODELS, UNCACHED, Case
 from tfspeed.errors import TfspeedError
 
 _MOST, _SECONDS = 6, 0.03  # generations of a case, and what they may take together
+_BEFORE = 6  # tokens before them: after two the first generation took a fifth longer than the next
 
 
 def main(threads: int) -> None:
@@ -119,7 +120,7 @@ def _placed(threads: int, measure, *asked) -> dict:
 
 def observe(case: Case, memory, placement) -> dict:
     """Seconds of the first token and of those after it, of a generation, or some where they are
-    short; before them a prompt and a step bring the model where it lies while it is used.
+    short; before them a prompt and some steps bring the model where it lies while it is used.
 
     Args:
         memory: a `MemoryReader`: what others do to the memory lasts a second or two.
@@ -128,7 +129,7 @@ def observe(case: Case, memory, placement) -> dict:
     if (case.model, case.engine) not in _ready:
         prepare([case])
     engine, timings, speeds = _warm(case), [], [memory.read()]
-    _generation(engine, case, 2)
+    _generation(engine, case, min(_BEFORE, case.new_tokens))
     before = placement.read()
     begin = time.perf_counter()
     while not timings or (len(timings) < _MOST and time.perf_counter() - begin < _SECONDS):

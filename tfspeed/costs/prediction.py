@@ -17,8 +17,9 @@ from tfspeed.costs.communication import Link
 from tfspeed.costs.compiled_time import CompiledTime
 from tfspeed.costs.dot_table import Table
 from tfspeed.costs.dots import ITEM_BYTES, measured
-from tfspeed.costs.fused_time import FusedTime, reached
+from tfspeed.costs.fused_time import FusedTime
 from tfspeed.costs.litert_time import LitertTime
+from tfspeed.costs.reading import reading
 from tfspeed.costs.shapes import Shape
 from tfspeed.devices import available_cores
 from tfspeed.errors import TfspeedError
@@ -209,7 +210,8 @@ class _Machine:
 
     def speed(self, read: float, threads: int) -> float:
         """Bytes a second in steps that read so many."""
-        return reached(self.constants.get("fused", STARTS["fused"]), self.bandwidth, read, threads)
+        constants = self.constants.get("fused", STARTS["fused"])
+        return 1 / reading(constants, self.bandwidth, read, threads).byte
 
     def seconds(self, shape: Shape, engine: str, threads: int, load: Load) -> dict[str, float]:
         made, shape = self._of(shape, engine, threads)

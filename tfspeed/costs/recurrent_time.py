@@ -8,8 +8,8 @@ under `litert` all layers read a token, and the output layer is no part of what 
 """
 
 from tfspeed.costs.compiled_time import CompiledTime
-from tfspeed.costs.fused_time import reached
 from tfspeed.costs.litert_time import LitertTime
+from tfspeed.costs.reading import reading
 from tfspeed.costs.shapes import Shape
 from tfspeed.engines.base import bucket
 
@@ -46,16 +46,16 @@ def _compiled(made: CompiledTime, shape: Shape, batch: int, length: int, turn: f
 def _layers(made: LitertTime, shape: Shape, batch: int, read: int) -> float:
     """Seconds of a token without the output layer, where `read` bytes are read in turn."""
     c = made.constants
-    speed = reached(c, made.bandwidth, read, made.threads)
+    how = reading(c, made.bandwidth, read, made.threads)
     token = c["call"]
     for matrices in shape.layers:
         width = sum(m.inputs + m.outputs for m in matrices)
         token += (c["layer_step"] + batch * width * c["value_step"] / made.threads
-                  + sum(made.product(m, batch, speed) for m in matrices))
+                  + sum(made.product(m, batch, how) for m in matrices))
     return token
 
 
 def _head(made: LitertTime, shape: Shape, batch: int) -> float:
-    speed = reached(made.constants, made.bandwidth, shape.step_weight_bytes, made.threads)
-    return (made.product(shape.head, batch, speed)
+    how = reading(made.constants, made.bandwidth, shape.step_weight_bytes, made.threads)
+    return (made.product(shape.head, batch, how)
             + made.constants["choose"] * batch * shape.vocabulary)
