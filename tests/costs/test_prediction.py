@@ -280,12 +280,18 @@ def test_a_case_is_timed_again_where_cores_lay_elsewhere(monkeypatch, always):
     assert observing.at_home(seen, None) == seen
 
 
-def test_what_was_timed_elsewhere_alone_is_timed_again():
+def test_what_was_timed_elsewhere_alone_or_did_not_repeat_is_timed_again():
     here, away = ([{"turn_s": turn_s, "multiplied": 7e9}] for turn_s in (3e-8, 1.5e-7))
+
+    def rounds(*pairs):
+        return [{"ttft_s": [1e-3, 2e-3], "tpot_s": [tpot_s], "placement": where}
+                for where, tpot_s in pairs]
+
     found, lost, other = cases.calibration("graph", 2)[:3]
     seen = calibrating.Seen(["graph"])
-    seen.times["graph"] = {found: [{"placement": away}, {"placement": here}, {"placement": here}],
-                           lost: [{"placement": away}], other: [{"placement": here}]}
+    seen.times["graph"] = {found: rounds((away, 9), (here, 1), (here, 1.1), (here, 2)),
+                           lost: rounds((away, 1), (away, 1)),
+                           other: rounds((here, 1), (here, 2))}
     seen.products["graph"] = [{"placement": away}]
 
     class Fake:
@@ -295,14 +301,17 @@ def test_what_was_timed_elsewhere_alone_is_timed_again():
             return {"asked": (engine, short), "placement": here}
 
         def observe(self, case):
-            return {"asked": case, "placement": here}
+            return rounds((here, 2.1))[0]
 
     said = []
     calibrating._look_again(Fake(), "graph", True, seen, said.append)
-    assert len(said) == 2
-    assert [len(seen.times["graph"][each]) for each in (found, other)] == [3, 1]
-    assert seen.times["graph"][lost][1:] == [{"asked": lost, "placement": here}]
+    # Two that lie elsewhere tell nothing; of 1 and 2 nobody knows which is true.
+    assert {each: len(moments) for each, moments in seen.times["graph"].items()} == {
+        found: 4, lost: 4, other: 3}
+    assert len(said) == 4
     assert seen.products["graph"][1:] == [{"asked": ("graph", True), "placement": here}]
+    assert not observing.repeats([])
+    assert observing.repeats(rounds((here, 1), (here, 3), (here, 1.2)))
 
 
 def test_of_products_that_were_timed_again_the_median_counts():

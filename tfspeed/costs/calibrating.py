@@ -11,7 +11,7 @@ from tfspeed.costs.cases import CACHED, PACKED, Case
 from tfspeed.costs.observing import Observer
 from tfspeed.measure.progress import Progress
 
-_ROUNDS = 2  # in which all is timed once
+_ROUNDS, _AGAIN = 2, 2  # in which all is timed once; for what they did not tell
 
 
 def calibrate(threads: list[int], engines: list[str], bar: Progress, moments: int = 1):
@@ -111,13 +111,15 @@ def _look(observer: Observer, engine: str, short: bool, chosen: list[Case], seen
 
 def _look_again(observer: Observer, engine: str, short: bool, seen: Seen, advance) -> None:
     """What was timed while the cores lay elsewhere only, as far as is known by now, is timed once
-    more."""
+    more; and so is what no two rounds agree on, twice at most."""
     home = observing.placement(observing.every_round(seen.times))
     products = seen.products[engine]
     if products and not any(observing.is_at_home(times, home) for times in products):
         advance(f"{observer.threads} threads: products of {engine} again")
         products.append(observer.products(engine, short))
     for case, moments in seen.times[engine].items():
-        if not any(observing.is_at_home(times, home) for times in moments):
+        for _ in range(_AGAIN):
+            if observing.repeats([each for each in moments if observing.is_at_home(each, home)]):
+                break
             advance(f"{observer.threads} threads: {case.engine}, {case.model} again")
             moments.append(observer.observe(case))

@@ -106,11 +106,9 @@ _COMPILED = [
     ("cal-thin", ("graph",), ((1, 60, 20),)),  # layers of next to no products
     # What XLA fuses takes longer where it is as wide as in models that are used.
     ("cal-deep", ("xla",), ((1, 60, 20),)),
-    ("cal-middle", ("graph", "xla"), ((4, 120, 12),)),
     ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
 _COMPILED_SHORT = [("cal-small", ("graph", "xla"), ((4, 300, 8),)),
                    ("cal-thin", ("graph",), ((1, 60, 20),)),  # whose operators wait for each other
-                   ("cal-deep", ("xla",), ((1, 60, 20),)),
                    ("cal-large", ("graph", "xla"), ((1, 40, 8),))]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from tfspeed.asked_process import AskedProcess
-from tfspeed.costs.cases import Case
+from tfspeed.costs.cases import METRICS, Case
 from tfspeed.errors import TfspeedError
 from tfspeed.measure.placement import Placement, usual
 
 _SILENT_S = 300
+_AGREE = 1.25
 _START = "import sys; sys.path.insert(0, sys.argv[2]); from tfspeed.costs import observer; " \
          "observer.main(int(sys.argv[1]))"
 
@@ -22,6 +24,14 @@ _START = "import sys; sys.path.insert(0, sys.argv[2]); from tfspeed.costs import
 def by_round(seen: list[dict], metric: str) -> list[float]:
     """What `Observer.observe` saw in several rounds: of each round the median."""
     return [float(np.median(times[metric])) for times in seen]
+
+
+def repeats(seen: list[dict]) -> bool:
+    """Whether two of some rounds agree: one in six of small models took twice as long."""
+    def agree(rounds: list[float]) -> bool:
+        return any(b < _AGREE * a for a, b in itertools.pairwise(sorted(rounds)))
+
+    return all(agree(by_round(seen, metric)) for metric in METRICS)
 
 
 def usual_memory(seen: list[dict]) -> float:
