@@ -29,7 +29,8 @@ from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 
 _COSTS = {"products": 1.0, "pair": 5e-10, "mix": 1e-10, "value": 2e-10, "copy": 1e-10}
-_START = {f"{name}_{kind}": cost for kind in ("prefill", "step") for name, cost in _COSTS.items()}
+_START = {f"{name}_{kind}": cost for kind in ("prefill", "step")
+          for name, cost in _COSTS.items()} | {"mix_prefill": 1.5e-11}
 # Where a fit begins. XLA fuses a layer's operators, TensorFlow calls each.
 STARTS = {"graph": _START | {"call_prefill": 3e-4, "layer_prefill": 7e-4, "call_step": 2e-4,
                              "layer_step": 5e-4},
