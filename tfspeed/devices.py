@@ -3,6 +3,7 @@
 TensorFlow is imported where it is asked: what only counts cores starts in no time.
 """
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -28,10 +29,13 @@ def job_cores() -> int:
 
 
 def last_level_cache_bytes() -> int:
-    """Of the last-level cache, which may be shared with others; 32 MB where nobody tells."""
-    sizes = [path.read_text().strip() for path in Path(_CACHES).glob("index*/size")]
-    return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes if size[-1:] in _UNITS),
-               default=32 << 20)
+    """Of the first core's last-level cache, which others may use too; 32 MB where nobody tells."""
+    found = []
+    for path in Path(_CACHES).glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            size = path.read_text().strip()
+            found.append(int(size[:-1]) * _UNITS[size[-1:]])
+    return max(found, default=0) or 32 << 20
 
 
 def set_threads(threads: int) -> int:

@@ -106,7 +106,7 @@ def test_memory_is_read_quarter_after_quarter():
 def test_the_last_of_the_caches(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "_CACHES", str(tmp_path))
     assert devices.last_level_cache_bytes() == 32 << 20  # nobody tells
-    for index, size in enumerate(("64K", "2M", "98304K", "")):
+    for index, size in enumerate(("64K", "2M", "98304K", "", "K", "7", "0K")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
     assert devices.last_level_cache_bytes() == 96 << 20

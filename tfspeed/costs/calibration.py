@@ -43,7 +43,8 @@ class Calibration:
         seconds: that making it took.
         threads: by the number of threads, `{"bandwidth": [[bytes, bytes a second], …],
             "placement": a `Placement` as a dictionary or None, "fused" and "litert": {constants},
-            "graph" and "xla": {"constants", "dots", "unpacking", "narrow"}}`.
+            "graph" and "xla": {"constants", "dots", "cache", "unpacking",
+            "narrow"}}`.
         fits: by threads and engine, the times that it was fitted to (`measured`: what, seconds of
             the first token, of those after it), what the constants say, and the errors.
     """
@@ -149,7 +150,7 @@ def _check(made: Calibration) -> None:
             found, start = constants[engine], STARTS.get(engine)
             if engine not in STARTS:
                 tables += [found["dots"], found["narrow"]]
-                numbers += [found["unpacking"][str(bits)] for bits in PACKINGS]
+                numbers += [found["cache"], *(found["unpacking"][str(bits)] for bits in PACKINGS)]
                 found, start = found["constants"], compiled_time.STARTS[engine]
             numbers += [found[name] for name in start]
         # Of each row of a table the first tells how large, the last how fast.

@@ -40,7 +40,7 @@ _PLAIN = {"family": "gpt2", "positions": "learned", "norm": "layer", "activation
           "gated_mlp": False, "qkv_bias": True, "mlp_bias": True, "attention_out_bias": True}
 MODELS = {  # a calibration's
     "cal-small": _decoder(2, 384, 6, 2, 64, 1024, 4096),
-    "cal-thin": _decoder(6, 128, 2, 1, 64, 256, 1024),  # tells a layer from a call
+    "cal-thin": _decoder(6, 128, 2, 1, 64, 256, 1024),  # tells layers from calls
     "cal-deep": _decoder(6, 384, 6, 2, 64, 1024, 4096),
     "cal-middle": _decoder(2, 768, 12, 4, 64, 2304, 8192),
     "cal-plain": _decoder(2, 640, 10, 10, 64, 2560, 12288, **_PLAIN),
@@ -86,7 +86,7 @@ _FUSED_SHORT = [
     ("cal-middle", ("int8",), ((1, 64, 16), (4, 120, 12), (1, 900, 12))),
     ("cal-middle", ("float16",), ((1, 64, 16),)),
     ("cal-thin", ("int8",), ((1, 64, 24),)),
-    ("cal-large", ("int8",), ((1, 48, 12),))]  # a single core's share of the cache is another
+    ("cal-large", ("int8",), ((1, 48, 12),))]
 _LITERT = [  # eight rows are one tile of XNNPACK's kernels, or two
     ("cal-small", _FORMS, ((1, 96, 16), (8, 32, 12))),
     ("cal-thin", ("float32", "int8"), ((1, 64, 24),)),

@@ -63,7 +63,7 @@ class CompiledTime:
     def encode(self, source: Source, batch: int) -> float:
         """Of the shortest sources."""
         work = encoding(source.encoder, batch, source.least)
-        return self._seconds("prefill", work, batch, source.least)
+        return self._seconds("prefill", work, batch, source.least, 1)
 
     def step(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         _, capacity = padded_lengths(prompt, new_tokens)
@@ -73,7 +73,8 @@ class CompiledTime:
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text."""
         _, capacity = padded_lengths(prompt, new_tokens)
-        return self._seconds("step", padded_read(shape, count, capacity), 1, capacity)
+        return self._seconds("step", padded_read(shape, count, capacity), 1, capacity,
+                             max(1, new_tokens - 1))
 
     def _seconds(self, kind: str, work: Pass, batch: int, capacity: int,
                  steps: int = LONG) -> float:
@@ -102,14 +103,16 @@ class CompiledTime:
         Args:
             kind: whose correction it is.
             read: bytes that are read in turn.
+            steps: how many of them follow a prompt, see `reading.py`.
         """
         seconds = beyond = 0.0
         for inputs, outputs in matrix.parts:
             weights = inputs * outputs
-            # One that was just unpacked lies in the cache.
-            source = 4 * weights if matrix.bits in self.table.unpacking else read
+            source, passes = read, steps
+            if matrix.bits in self.table.unpacking:  # it was just unpacked, and lies in the cache
+                source, passes = 4 * weights, LONG
             wide = 1.0 if transposed else self.table.narrow(rows, outputs)
-            seconds += (self.table.seconds(rows, weights, source, transposed, steps) * wide
+            seconds += (self.table.seconds(rows, weights, source, transposed, passes) * wide
                         + self.table.unpacking.get(matrix.bits, 0.0) * weights)
-            beyond += self.table.beyond(rows, weights, source, dtype, transposed)
+            beyond += self.table.beyond(rows, weights, source, dtype, transposed, passes)
         return self.constants[f"products_{kind}"] * seconds + beyond

@@ -112,7 +112,7 @@ def fit(engine: str, times: list[tuple[Case, dict[str, float]]], bandwidth: list
 
 def _begin(start: dict, other: dict | None) -> dict:
     """Where a fit begins: with the constants of other threads, but for those that correct what was
-    measured with these, or say what threads share."""
+    measured with these, or say what threads hide from each other."""
     return start if other is None else other | {name: value for name, value in start.items()
                                                 if name.startswith(_OWN)}
 

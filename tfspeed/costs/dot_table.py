@@ -9,7 +9,7 @@ from tfspeed.costs.dots import HEAD_ROWS, MATRIX_BYTES, NARROW, NEAR, OUTPUTS
 from tfspeed.costs.reading import LONG, hits
 from tfspeed.errors import TfspeedError
 
-_OWN = 2 / 3  # of the cache, where others use it too
+_SHARE = 2 / 3  # of the cache, where others use it too
 _MOST_NARROW = 4.0  # times what that takes more: the line is not followed below 151 outputs
 
 
@@ -26,7 +26,7 @@ class Table:
     def __init__(self, dots: list[list], unpacking: dict[str, float],
                  narrow: list[list[float]], cache: int, longer: "Table | None" = None):
         self._columns: dict = {}
-        self._cache, self._longer = _OWN * cache, longer
+        self._cache, self._longer = _SHARE * cache, longer
         for rows, size, transposed, dtype, seconds in _undisturbed(dots):
             columns = self._columns.setdefault((dtype, bool(transposed)), {})
             column = columns.setdefault(size, ([], []))
@@ -81,17 +81,19 @@ class Table:
         """
         columns = self._columns["float32", transposed]
         near, at = sorted(columns)[-2], math.log(rows)
-        fast = columns[near]
+        fast, here = columns[near], self._missed(read, steps)
         found = float(np.interp(at, *fast)) + self._beyond_rows(at, fast[0][-1], transposed)
         for size in columns.keys() - {near}:
-            last = columns[size][0][-1]
-            # From farther away it takes no less, from nearer by no more. Beyond the rows that were
-            # measured there, the difference fades away.
+            counts, seconds = columns[size]
+            # From farther away it takes no less, from nearer by no more. Fewer numbers of rows
+            # were timed there: the difference is what goes on between them, and fades beyond.
             gap = (max if size > near else min)(0.0, float(
-                np.interp(at, *columns[size]) - np.interp(min(at, last), *fast)))
-            fading = max(0.0, 1 - max(0.0, at - last) / math.log(8))
-            share = ((self._missed(read, steps) - self._missed(near))
-                     / (self._missed(size) - self._missed(near)))
+                np.interp(at, counts, np.subtract(seconds, np.interp(counts, *fast)))))
+            fading = max(0.0, 1 - max(0.0, at - counts[-1]) / math.log(8))
+            beside = self._missed(near)
+            # A cache may be so small that it holds nothing of either.
+            apart = self._missed(size) - beside
+            share = (here - beside) / apart if apart else float((read > near) == (size > near))
             found += min(1.0, max(0.0, share)) * gap * fading
         return math.exp(found)
 
@@ -112,7 +114,7 @@ class Table:
         return float(np.interp(min(at, most), *known) - np.interp(last, *known)) + max(0, at - most)
 
     def beyond(self, rows: int, weights: int, read: float, dtype: str,
-               transposed: bool = False) -> float:
+               transposed: bool = False, steps: int = LONG) -> float:
         """Seconds that it takes longer (or less: below 0) in a type of 16 bits, of which half as
         many bytes are waited for.
 
@@ -126,7 +128,7 @@ class Table:
                                type=dtype, hint="python scripts/calibrate.py makes a new one.")
         transposed = transposed and rows <= HEAD_ROWS[-1]
         cached = _a_weight(self, rows, MATRIX_BYTES, transposed)
-        waited = _a_weight(self, rows, read, transposed) - cached
+        waited = _a_weight(self, rows, read, transposed, steps) - cached
         by_size = self._halves[dtype, transposed]
         ratios = [float(np.interp(math.log(rows), *measured)) for measured in by_size.values()]
         ratio = math.exp(np.interp(math.log(weights), list(by_size), ratios))
@@ -147,4 +149,3 @@ def _undisturbed(dots: list[list]) -> list[list]:
 @functools.lru_cache(maxsize=4096)
 def _a_weight(table: Table, rows: int, read: float, transposed: bool, steps: int = LONG) -> float:
     return table.a_weight(rows, read, transposed, steps)
-

@@ -3,7 +3,7 @@
 No formula has their kernels: another one for each number of rows, some of which copy the weights
 into blocks first, which costs more where they come from memory. So a table: seconds a weight of
 products of 1 to 320 rows with a matrix that the cache of some cores holds (`here`), with those that
-a last-level cache holds together (`near`) and with some that it does not (`far`), and with a table
+a last-level cache holds a part of (`near`) and with some that it does not (`far`), and with a table
 that is used as it lies, transposed (the output layer). Each takes what the one before gives, as in
 a model. What lies between two entries lies between them on logarithmic scales.
 

@@ -106,13 +106,10 @@ class FusedTime:
         return self.constants["prefill"] + sum(self.call(shape, call, 1)
                                                for call in prefill_calls(batch, prompt))
 
-    def step(self, shape: Shape, batch: int, context: float) -> float:
-        """Seconds of a token that is the last of `context` tokens."""
-        return self.call(shape, Call(batch, 1, context - 1))
-
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text, with logits of each."""
-        return self.call(shape, Call(1, count, prompt + new_tokens / 2 - 1, count))
+        return self.call(shape, Call(1, count, prompt + new_tokens / 2 - 1, count),
+                         max(1, new_tokens - 1), self.prefill(shape, 1, prompt))
 
     def call(self, shape: Shape, call: Call, steps: int = LONG,
              before: float = math.inf) -> float:
@@ -124,7 +121,7 @@ class FusedTime:
         read = filled_step(shape, call.texts, call.slot + 1).read_bytes(self.itemsize)
         how = reading(c, self.bandwidth, read, t, steps, before)
         # A token's row lies across a panel: of floats each of its values in a line of its own.
-        lines = shape.hidden * min(shape.head.bits, 16) / 16
+        lines = shape.hidden * shape.head.bits / 32
         seconds = (c["call"] + c["row"] * call.texts
                    + c["look"] * call.rows * lines / (t if call.rows > 1 else 1))
         for (matrices, attention), count in shape.kinds.items():

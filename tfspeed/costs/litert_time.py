@@ -92,7 +92,7 @@ class LitertTime:
         if source is None:
             return 0.0
         c, encoder, rows = self.constants, source.encoder, batch * source.length
-        how = reading(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)), self.threads)
+        how = reading(c, self.bandwidth, sum(map(_nbytes, encoder.matrices)), self.threads, 1)
         return c["call"] + sum(
             count * self._layer("prefill", matrices, a, batch, rows, source.length, 0, how)
             for (matrices, a), count in encoder.kinds.items())
@@ -101,7 +101,8 @@ class LitertTime:
         """Seconds of a pass over several tokens of one text, with logits of each."""
         sizes = _sizes(shape, prompt + new_tokens)
         size = next(s for s in sizes if s > prompt + new_tokens / 2)
-        return self.call(shape, 1, count, size, chooses=True)
+        return self.call(shape, 1, count, size, True, max(1, new_tokens - 1),
+                         self.prefill(shape, 1, prompt, sizes))
 
     def call(self, shape: Shape, batch: int, length: int, capacity: int,
              chooses: bool = False, steps: int = LONG, before: float = math.inf) -> float:

@@ -24,10 +24,10 @@ LONG, _PASSES = 256, 64  # steps of a text; those after which the cache has what
 SHARP = 4
 
 
-def longer(computing: float, reading: float, corner: float = SHARP) -> float:
+def longer(computing: float, waiting: float, corner: float = SHARP) -> float:
     """Of the two, which hide each other but for little at the corner of the roofline; the sharper
     that is, the better (at 1 not at all)."""
-    return (computing**corner + reading**corner)**(1 / corner)
+    return (computing**corner + waiting**corner)**(1 / corner)
 
 
 def hits(share: float, steps: int, missed: float = 0.0, found: float = 0.0,
@@ -86,5 +86,6 @@ def reading(constants: dict[str, float], bandwidth: Callable[[float], float], re
     cached = 1 / (constants["reach_cache"] * bandwidth(CACHED))
     memory = longer(1 / (constants["reach_memory"] * bandwidth(UNCACHED)),
                     1 / (constants["fetch"] * threads))
-    return Reading(hits(read / cache, steps, others * memory, others * cached,
-                        math.exp(-others * before / cache)), cached, memory)
+    begin = math.exp(-(read + others * before) / cache)
+    return Reading(hits(read / cache, steps, others * memory, others * cached, begin), cached,
+                   memory)

@@ -23,10 +23,10 @@ def latency(made: CompiledTime | LitertTime, shape: Shape, batch: int, prompt: i
     """Seconds to the first token, and of each of those after it."""
     if isinstance(made, LitertTime):
         prompt_bytes = shape.step_weight_bytes - shape.head.nbytes
-        reading = prompt * _layers(made, shape, batch, prompt_bytes)
+        prefill = prompt * _layers(made, shape, batch, prompt_bytes)
         # The last token's output layer finds its weights in memory: the layers were read since.
         head = _head(made, shape, batch)
-        return reading + head, _layers(made, shape, batch, shape.step_weight_bytes) + head
+        return prefill + head, _layers(made, shape, batch, shape.step_weight_bytes) + head
     return (_compiled(made, shape, batch, bucket(prompt), _TURN_S[engine]),
             _compiled(made, shape, batch, 1, _TURN_S[engine]))
 
