@@ -731,8 +731,7 @@ def test_two_rows_take_another_kernel_wherever_weights_lie(cache):
             for size, times in ((1e7, 0.8), (4e7, 1.0), (3e8, 1.2)) if rows != 2 or size == 4e7]
     table = Table(dots, {}, [], cache)
     for size, times in ((4e7, 1.0), (3e8, 1.2)):
-        assert table.a_weight(2, size) == pytest.approx(
-            4e-10 * (1.2 if cache < 1e6 else times), rel=0.05)
+        assert table.a_weight(2, size) == pytest.approx(4e-10 * times, rel=0.05)
     assert table.a_weight(2, 1e3) == pytest.approx(4e-10 * 0.8, rel=0.05)
 
 
