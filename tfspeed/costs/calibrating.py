@@ -114,12 +114,12 @@ def _look_again(observer: Observer, engine: str, short: bool, seen: Seen, advanc
     more; and so is what no two rounds agree on, twice at most."""
     home = observing.placement(observing.every_round(seen.times))
     products = seen.products[engine]
-    if products and not any(observing.is_at_home(times, home) for times in products):
+    if products and not observing.only_at_home(products, home):
         advance(f"{observer.threads} threads: products of {engine} again")
         products.append(observer.products(engine, short))
     for case, moments in seen.times[engine].items():
         for _ in range(_AGAIN):
-            if observing.repeats([each for each in moments if observing.is_at_home(each, home)]):
+            if observing.repeats(observing.only_at_home(moments, home)):
                 break
             advance(f"{observer.threads} threads: {case.engine}, {case.model} again")
             moments.append(observer.observe(case))

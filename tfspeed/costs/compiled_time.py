@@ -24,7 +24,7 @@ from tfspeed.costs.computation import (
 from tfspeed.costs.dot_table import Table
 from tfspeed.costs.dots import ITEM_BYTES
 from tfspeed.costs.matrices import Matrix
-from tfspeed.costs.reading import LONG
+from tfspeed.costs.reading import LONG, steps_after
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 
@@ -68,16 +68,15 @@ class CompiledTime:
     def step(self, shape: Shape, batch: int, prompt: int, new_tokens: int) -> float:
         _, capacity = padded_lengths(prompt, new_tokens)
         return self._seconds("step", padded_step(shape, batch, capacity), batch, capacity,
-                             max(1, new_tokens - 1))
+                             steps_after(new_tokens))
 
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text."""
         _, capacity = padded_lengths(prompt, new_tokens)
         return self._seconds("step", padded_read(shape, count, capacity), 1, capacity,
-                             max(1, new_tokens - 1))
+                             steps_after(new_tokens))
 
-    def _seconds(self, kind: str, work: Pass, batch: int, capacity: int,
-                 steps: int = LONG) -> float:
+    def _seconds(self, kind: str, work: Pass, batch: int, capacity: int, steps: int) -> float:
         c, shape, rows, dtype = self.constants, work.shape, work.rows, work.shape.compute
         read = work.weight_bytes
         products = (self.product(kind, shape.head, work.logits, read, dtype, True, steps)

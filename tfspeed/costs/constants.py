@@ -14,7 +14,7 @@ from tfspeed.costs.observing import (
     at_home,
     by_round,
     every_round,
-    is_at_home,
+    only_at_home,
     placement,
     usual_memory,
 )
@@ -49,9 +49,9 @@ def fitted(seen, other: dict) -> tuple[dict, dict]:
             engine, [(case, _in_the_middle(moments)) for case, moments in times.items()],
             constants["bandwidth"],
             _middle_products(at_home(seen.products[engine], home),
-                             [each for each in seen.again[engine] if is_at_home(each, home)]),
+                             only_at_home(seen.again[engine], home)),
             other.get(engine))
-        fits[engine]["elsewhere"] = sum(not any(is_at_home(each, home) for each in moments)
+        fits[engine]["elsewhere"] = sum(not only_at_home(moments, home)
                                         for moments in seen.times[engine].values())
     return constants, fits
 
@@ -85,7 +85,7 @@ def _middle_products(moments: list[dict], again: list[dict]) -> dict:
                                                       *more.get(tuple(rows[0][:-1]), [])]))]
                      for rows in zip(*(found[name] for found in moments), strict=True)]
               for name in ("dots", "narrow")}
-    return tables | {"cache": moments[0]["cache"], "unpacking": {
+    return tables | {"cache": last_level_cache_bytes(), "unpacking": {
         bits: float(np.median([found["unpacking"][bits] for found in moments]))
         for bits in moments[0]["unpacking"]}}
 

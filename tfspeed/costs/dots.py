@@ -23,8 +23,6 @@ import math
 import time
 from collections.abc import Callable
 
-from tfspeed.devices import last_level_cache_bytes
-
 ROWS = (1, 4, 16, 32, 96, 320)
 _FEW_ROWS = (1, 4, 16, 96)
 HEAD_ROWS = (1, 2, 4, 16)  # XLA takes four times as long for two as for one
@@ -44,9 +42,8 @@ MATRIX_BYTES = 4 * _INPUTS * OUTPUTS
 
 
 def measure_all(engine: str, short: bool) -> dict:
-    """What a `Table` is made from, of the products of `graph` or `xla`."""
-    return {"dots": measure(engine, short), "cache": last_level_cache_bytes(),
-            "unpacking": measure_unpacking(engine),
+    """What a `Table` is made from, of the products of `graph` or `xla`; the cache's size aside."""
+    return {"dots": measure(engine, short), "unpacking": measure_unpacking(engine),
             "narrow": measure_narrow(engine) if engine in _NARROWED else []}
 
 
@@ -69,7 +66,7 @@ def _every(short: bool) -> list[tuple[bool, tuple[int, ...]]]:
 
 
 def measured(found: dict) -> dict:
-    """Of all that is known of an engine what `measure_all` found."""
+    """Of all that is known of an engine what a `Table` is made from."""
     return {name: found[name] for name in ("dots", "cache", "unpacking", "narrow")}
 
 

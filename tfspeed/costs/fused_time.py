@@ -30,7 +30,7 @@ from collections.abc import Callable
 
 from tfspeed.costs.computation import filled_step
 from tfspeed.costs.matrices import Matrix, up_to
-from tfspeed.costs.reading import LONG, SHARP, Reading, longer, reading
+from tfspeed.costs.reading import SHARP, Reading, longer, reading, steps_after
 from tfspeed.costs.shapes import Shape
 
 KINDS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
@@ -99,7 +99,7 @@ class FusedTime:
         """Seconds to the first token, and of one of those after it in the mean: half of the new
         tokens lie behind it then, beyond the prompt."""
         first, middle = self.prefill(shape, batch, prompt), prompt + new_tokens / 2 - 1
-        return first, self.call(shape, Call(batch, 1, middle), max(1, new_tokens - 1), first)
+        return first, self.call(shape, Call(batch, 1, middle), steps_after(new_tokens), first)
 
     def prefill(self, shape: Shape, batch: int, prompt: int) -> float:
         """Seconds to the first token."""
@@ -109,10 +109,9 @@ class FusedTime:
     def read(self, shape: Shape, count: int, prompt: int, new_tokens: int) -> float:
         """Seconds of a pass over several tokens of one text, with logits of each."""
         return self.call(shape, Call(1, count, prompt + new_tokens / 2 - 1, count),
-                         max(1, new_tokens - 1), self.prefill(shape, 1, prompt))
+                         steps_after(new_tokens), self.prefill(shape, 1, prompt))
 
-    def call(self, shape: Shape, call: Call, steps: int = LONG,
-             before: float = math.inf) -> float:
+    def call(self, shape: Shape, call: Call, steps: int, before: float = math.inf) -> float:
         """Args:
             steps, before: see `reading`.
         """

@@ -32,7 +32,7 @@ from collections.abc import Callable
 
 from tfspeed.costs.fused_time import KINDS
 from tfspeed.costs.matrices import Attention, Matrix
-from tfspeed.costs.reading import LONG, Reading, reading
+from tfspeed.costs.reading import Reading, reading, steps_after
 from tfspeed.costs.seq2seq_shapes import Source
 from tfspeed.costs.shapes import Shape
 from tfspeed.litert import seq2seq
@@ -73,10 +73,10 @@ class LitertTime:
                 new_tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of one of those after it in the mean."""
         sizes = _sizes(shape, prompt + new_tokens)
-        slots = range(prompt, prompt + max(1, new_tokens - 1))
+        slots = range(prompt, prompt + steps_after(new_tokens))
         steps = Counter(next(size for size in sizes if size > slot) for slot in slots)
         first = self.prefill(shape, batch, prompt, sizes)
-        spent = sum(count * self.call(shape, batch, 1, size, steps=len(slots), before=first)
+        spent = sum(count * self.call(shape, batch, 1, size, len(slots), first)
                     for size, count in steps.items())
         return first, spent / len(slots)
 
@@ -84,9 +84,9 @@ class LitertTime:
         """Seconds to the first token; `sizes`: capacities that the cache grows through."""
         size = next(s for s in sizes if s >= prompt)
         lengths = seq2seq.PREFILLS if shape.source else PREFILLS
-        return (sum(self.call(shape, batch, length, size, steps=1)
+        return (sum(self.call(shape, batch, length, size, 1)
                     for length in pieces(prompt - 1, size, lengths))
-                + self.call(shape, batch, 1, size, steps=1) + self.encode(shape.source, batch))
+                + self.call(shape, batch, 1, size, 1) + self.encode(shape.source, batch))
 
     def encode(self, source: Source | None, batch: int) -> float:
         if source is None:
@@ -101,11 +101,11 @@ class LitertTime:
         """Seconds of a pass over several tokens of one text, with logits of each."""
         sizes = _sizes(shape, prompt + new_tokens)
         size = next(s for s in sizes if s > prompt + new_tokens / 2)
-        return self.call(shape, 1, count, size, True, max(1, new_tokens - 1),
-                         self.prefill(shape, 1, prompt, sizes))
+        return self.call(shape, 1, count, size, steps_after(new_tokens),
+                         self.prefill(shape, 1, prompt, sizes), chooses=True)
 
-    def call(self, shape: Shape, batch: int, length: int, capacity: int,
-             chooses: bool = False, steps: int = LONG, before: float = math.inf) -> float:
+    def call(self, shape: Shape, batch: int, length: int, capacity: int, steps: int,
+             before: float = math.inf, chooses: bool = False) -> float:
         """Of a signature; that of a single token gives logits, and one that `chooses` them of
         each.
 

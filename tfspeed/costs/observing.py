@@ -51,7 +51,12 @@ def placement(seen: list[dict]) -> Placement | None:
 
 def at_home(seen: list[dict], home: Placement | None) -> list[dict]:
     """The rounds in which the cores lay as in `home`; all of them where there is none."""
-    return [times for times in seen if is_at_home(times, home)] or seen
+    return only_at_home(seen, home) or seen
+
+
+def only_at_home(seen: list[dict], home: Placement | None) -> list[dict]:
+    """The same, and none where there is none."""
+    return [times for times in seen if is_at_home(times, home)]
 
 
 def is_at_home(times: dict, home: Placement | None) -> bool:

@@ -24,6 +24,11 @@ LONG, _PASSES = 256, 64  # steps of a text; those after which the cache has what
 SHARP = 4
 
 
+def steps_after(new_tokens: int) -> int:
+    """Steps that follow a prompt, which gives the first of so many tokens; one where it is all."""
+    return max(1, new_tokens - 1)
+
+
 def longer(computing: float, waiting: float, corner: float = SHARP) -> float:
     """Of the two, which hide each other but for little at the corner of the roofline; the sharper
     that is, the better (at 1 not at all)."""
